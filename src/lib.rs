@@ -1,0 +1,23 @@
+//! YOLO detection for GStreamer: many streams, one shared ONNX Runtime session, bounded memory.
+//!
+//! The modules stand in the order in which a frame meets them.
+
+pub mod detection;
+
+pub mod memory;
+
+gst::plugin_define!(
+    yolodetect,
+    env!("CARGO_PKG_DESCRIPTION"),
+    plugin_init,
+    concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+    "MIT/X11",
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_NAME"),
+    env!("CARGO_PKG_NAME"),
+    env!("BUILD_REL_DATE")
+);
+
+fn plugin_init(_plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
+    Ok(())
+}
