@@ -2,6 +2,8 @@
 //!
 //! The modules stand in the order in which a frame meets them.
 
+pub mod preprocess;
+
 pub mod detection;
 
 pub mod memory;
