@@ -4,6 +4,8 @@
 
 pub mod preprocess;
 
+pub mod decode;
+
 pub mod detection;
 
 pub mod memory;
