@@ -4,6 +4,12 @@
 
 pub mod preprocess;
 
+pub mod tensor;
+
+pub mod batch;
+
+pub mod engine;
+
 pub mod decode;
 
 pub mod detection;

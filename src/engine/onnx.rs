@@ -1,0 +1,435 @@
+//! One ONNX Runtime session behind [`Engine`]. With [`super::runtime`], the only file that names `ort`.
+//!
+//! A run goes through the C API: its input and output are views, made once, of a [`BatchTensor`]'s own
+//! memory, so that a run copies no tensor and allocates nothing on our side.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
+use std::time::Instant;
+
+use ort::AsPointer;
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::sys::{ONNXTensorElementDataType as OrtElement, OrtMemoryInfo, OrtValue};
+use ort::value::{Outlet, TensorElementType, ValueType};
+
+use super::model::{DeclaredInput, InputPlan};
+use super::{Engine, EngineError, EngineErrorKind, ModelSpec, runtime};
+use crate::decode::{Head, Layout, ModelMetadata, OutputShape};
+use crate::detection::Labels;
+use crate::memory;
+use crate::tensor::{BatchTensor, Element, FrameExtent};
+
+/// All that decides how a model is loaded; equal options on equal content share an engine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionOptions {
+    pub model: PathBuf,
+    pub library: Option<PathBuf>,
+    pub head: Option<Head>,
+    /// Threads of one run, at least 1.
+    pub threads: usize,
+}
+
+/// A loaded model.
+pub struct OnnxEngine {
+    spec: ModelSpec,
+    session: Session,
+    input_name: CString,
+    /// Of the one output that is read; others are not asked for and so not computed where that is possible.
+    output_name: CString,
+    /// `[frames, …]` without the first, of the output.
+    output_dims: Vec<i64>,
+    /// Whether results can be written straight into our memory: the file declares the shape.
+    output_in_place: bool,
+    host: HostMemory,
+}
+
+impl OnnxEngine {
+    /// Loads the model and runs it once or twice to learn its real shapes and speed.
+    pub fn load(options: &SessionOptions) -> Result<Self, EngineError> {
+        let rss_before = memory::resident_bytes();
+        let file = options.model.as_path();
+        let environment = runtime::environment(options.library.as_deref())?;
+        let session = open(environment, options).map_err(|error| {
+            unsupported(
+                file,
+                "ONNX Runtime cannot load it; it is no ONNX file, damaged, or made for a newer ONNX Runtime"
+                    .into(),
+                error,
+            )
+        })?;
+        let metadata = read_metadata(&session);
+        let inputs: Vec<_> = session.inputs().iter().map(declared).collect();
+        let plan = InputPlan::find(file, &inputs, &metadata)?;
+        let host = HostMemory::new().map_err(|error| run_failed(file, error))?;
+        let input_name = c_name(file, &inputs[0].name)?;
+
+        let warm_frames = InputPlan::run_size(plan.batch, 1);
+        let shapes = probe(&session, &host, &plan, &input_name, warm_frames, file)?;
+        let layout =
+            Layout::find(options.head, &metadata, (plan.height as usize, plan.width as usize), &shapes)
+                .map_err(|error| unsupported(file, error.to_string(), ""))?;
+        let chosen = &session.outputs()[layout.output];
+        let (output_element, declared_dims) = tensor_type(chosen.dtype());
+        let Some(output_element) = output_element else {
+            return Err(unsupported(file, format!("its output {} is not of floats", chosen.name()), ""));
+        };
+        let output_in_place = declared_dims.iter().skip(1).all(|&dim| dim > 0);
+        let output_dims = shapes[layout.output].dims.iter().skip(1).map(|&dim| dim as i64).collect();
+
+        let mut engine = Self {
+            output_name: c_name(file, chosen.name())?,
+            spec: ModelSpec {
+                file: options.model.clone(),
+                input_size: (plan.width, plan.height),
+                batch: plan.batch,
+                input: plan.frame(),
+                output: FrameExtent { element: output_element, len: layout.frame_len() },
+                labels: metadata.names.map(Labels::new),
+                layout,
+                device: "cpu".into(),
+                warm_run: Default::default(),
+                loaded_bytes: 0,
+            },
+            session,
+            input_name,
+            output_dims,
+            output_in_place,
+            host,
+        };
+        let mut warm = BatchTensor::new(warm_frames, engine.spec.input, engine.spec.output);
+        let start = Instant::now();
+        engine.run(&mut warm, 1)?;
+        engine.spec.warm_run = start.elapsed();
+        drop(warm);
+        // Loading leaves the parsed file and the graph before optimisation behind as free heap.
+        memory::return_free_heap();
+        engine.spec.loaded_bytes = memory::resident_bytes().saturating_sub(rss_before);
+        Ok(engine)
+    }
+
+    /// Views of `batch` for a run of `frames` frames, made at the first such run.
+    fn views<'a>(&self, batch: &'a mut BatchTensor, frames: usize) -> ort::Result<&'a Views> {
+        if !batch.binding.as_ref().is_some_and(|binding| binding.is::<Bindings>()) {
+            let mut bindings = Bindings::default();
+            bindings.0.resize_with(batch.capacity(), || None);
+            batch.binding = Some(Box::new(bindings));
+        }
+        let missing = bindings(batch).is_some_and(|bindings| bindings.0[frames - 1].is_none());
+        if missing {
+            let views = self.make_views(batch, frames)?;
+            if let Some(bindings) = bindings_mut(batch) {
+                bindings.0[frames - 1] = Some(views);
+            }
+        }
+        bindings(batch)
+            .and_then(|bindings| bindings.0[frames - 1].as_ref())
+            .ok_or_else(|| ort::Error::new("the batch has no views"))
+    }
+
+    fn make_views(&self, batch: &mut BatchTensor, frames: usize) -> ort::Result<Views> {
+        let (width, height) = self.spec.input_size;
+        let bytes = frames * self.spec.input.bytes();
+        let Some(input) = batch.input_bytes() else {
+            return Err(ort::Error::new("a slot of the batch is still out"));
+        };
+        let shape = [frames as i64, 3, i64::from(height), i64::from(width)];
+        let input = self.host.view(&mut input[..bytes], &shape, self.spec.input.element)?;
+        let output = if self.output_in_place {
+            let mut shape = vec![frames as i64];
+            shape.extend(&self.output_dims);
+            let bytes = frames * self.spec.output.bytes();
+            Some(self.host.view(&mut batch.output_bytes()[..bytes], &shape, self.spec.output.element)?)
+        } else {
+            None
+        };
+        Ok(Views { input, output })
+    }
+
+    fn run_batch(&self, batch: &mut BatchTensor, frames: usize) -> ort::Result<()> {
+        if !batch.all_slots_returned() {
+            return Err(ort::Error::new("a slot of the batch is still out"));
+        }
+        let views = self.views(batch, frames)?;
+        let input = views.input.0.as_ptr().cast_const();
+        let mut output = views.output.as_ref().map_or(ptr::null_mut(), |value| value.0.as_ptr());
+        let in_place = !output.is_null();
+        call(
+            &self.session,
+            &self.input_name,
+            input,
+            &[self.output_name.as_ptr()],
+            std::slice::from_mut(&mut output),
+        )?;
+        if in_place {
+            return Ok(());
+        }
+        let Some(value) = NonNull::new(output).map(OwnedValue) else {
+            return Err(ort::Error::new("the run gave no output"));
+        };
+        let (element, dims) = value.element_and_dims()?;
+        let same = dims.first() == Some(&(frames as i64)) && dims[1..] == self.output_dims[..];
+        if !same || element != Some(self.spec.output.element) {
+            return Err(ort::Error::new(format!(
+                "the output's shape changed from {:?} to {dims:?} between runs",
+                self.output_dims
+            )));
+        }
+        let bytes = frames * self.spec.output.bytes();
+        batch.output_bytes()[..bytes].copy_from_slice(value.bytes(bytes)?);
+        Ok(())
+    }
+}
+
+impl Engine for OnnxEngine {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn run(&mut self, batch: &mut BatchTensor, frames: usize) -> Result<(), EngineError> {
+        let frames = InputPlan::run_size(self.spec.batch, frames);
+        debug_assert!(frames <= batch.capacity());
+        self.run_batch(batch, frames).map_err(|error| run_failed(&self.spec.file, error))
+    }
+}
+
+fn open(environment: &ort::environment::Environment, options: &SessionOptions) -> ort::Result<Session> {
+    // No memory pattern: it reserves 20–30 MB more with a nano model (120 MB with a large one) for no gain.
+    Session::builder(environment)?
+        .with_intra_threads(options.threads)?
+        .with_memory_pattern(false)?
+        // What goes wrong is reported by us; ONNX Runtime would print each failed run to stderr as well.
+        .with_log_level(LogLevel::Fatal)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .commit_from_file(&options.model)
+}
+
+fn read_metadata(session: &Session) -> ModelMetadata {
+    match session.metadata() {
+        Ok(metadata) => ModelMetadata::read(|key| metadata.custom(key)),
+        Err(_) => ModelMetadata::default(),
+    }
+}
+
+fn declared(input: &Outlet) -> DeclaredInput {
+    let (element, dims) = tensor_type(input.dtype());
+    DeclaredInput { name: input.name().to_string(), dims, element, type_name: input.dtype().to_string() }
+}
+
+/// The element, where it is a float that we know, and the dimensions; open ones are -1.
+fn tensor_type(dtype: &ValueType) -> (Option<Element>, Vec<i64>) {
+    let element = match dtype.tensor_type() {
+        Some(TensorElementType::Float32) => Some(Element::F32),
+        Some(TensorElementType::Float16) => Some(Element::F16),
+        _ => None,
+    };
+    (element, dtype.tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default())
+}
+
+/// Runs the model once on black frames and reports every output's real shape.
+fn probe(
+    session: &Session,
+    host: &HostMemory,
+    plan: &InputPlan,
+    input_name: &CString,
+    frames: usize,
+    file: &Path,
+) -> Result<Vec<OutputShape>, EngineError> {
+    let none = FrameExtent { element: Element::F32, len: 0 };
+    let mut batch = BatchTensor::new(frames, plan.frame(), none);
+    let shape = [frames as i64, 3, i64::from(plan.height), i64::from(plan.width)];
+    let names: Vec<CString> =
+        session.outputs().iter().map(|output| c_name(file, output.name())).collect::<Result<_, _>>()?;
+    let name_pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+    let mut values = vec![ptr::null_mut(); names.len()];
+    let outcome = (|| {
+        let bytes = batch.input_bytes().ok_or_else(|| ort::Error::new("a slot of the batch is still out"))?;
+        let input = host.view(bytes, &shape, plan.element)?;
+        call(session, input_name, input.0.as_ptr(), &name_pointers, &mut values)
+    })();
+    let values: Vec<_> = values.into_iter().map(|value| NonNull::new(value).map(OwnedValue)).collect();
+    outcome.map_err(|error| {
+        unsupported(
+            file,
+            format!("it cannot run on a picture of {}x{} pixels", plan.width, plan.height),
+            error,
+        )
+    })?;
+    let shape_of = |(output, value): (&Outlet, &Option<OwnedValue>)| {
+        // Sequences and maps have no shape; the layout passes over them.
+        let is_tensor = output.dtype().is_tensor();
+        let known = value.as_ref().filter(|_| is_tensor).and_then(|value| value.element_and_dims().ok());
+        let (element, dims) = known.unwrap_or_default();
+        OutputShape {
+            name: output.name().to_string(),
+            dims: dims.iter().map(|&dim| dim.max(0) as usize).collect(),
+            float: element.is_some(),
+        }
+    };
+    Ok(session.outputs().iter().zip(&values).map(shape_of).collect())
+}
+
+fn c_name(file: &Path, name: &str) -> Result<CString, EngineError> {
+    CString::new(name)
+        .map_err(|error| unsupported(file, format!("the name {name:?} holds a zero byte"), error))
+}
+
+fn unsupported(file: &Path, what: String, detail: impl std::fmt::Display) -> EngineError {
+    EngineError::new(
+        EngineErrorKind::ModelUnsupported,
+        format!("the model {} cannot be used: {what}", file.display()),
+        detail,
+    )
+}
+
+fn run_failed(file: &Path, error: ort::Error) -> EngineError {
+    EngineError::new(EngineErrorKind::Run, format!("running the model {} failed", file.display()), error)
+}
+
+/// One call of `OrtApi::Run`. A null in `outputs` is allocated by ONNX Runtime and then the caller's.
+fn call(
+    session: &Session,
+    input_name: &CString,
+    input: *const OrtValue,
+    output_names: &[*const std::ffi::c_char],
+    outputs: &mut [*mut OrtValue],
+) -> ort::Result<()> {
+    debug_assert_eq!(output_names.len(), outputs.len());
+    // SAFETY: the session, both name lists, the input value and every non-null output value are alive during
+    // the call, and the lengths are those of the lists. `Run` does not change the session's own state.
+    unsafe {
+        ort::Error::result_from_status((ort::api().Run)(
+            session.ptr().cast_mut(),
+            ptr::null(),
+            &input_name.as_ptr(),
+            &input,
+            1,
+            output_names.as_ptr(),
+            outputs.len(),
+            outputs.as_mut_ptr(),
+        ))
+    }
+}
+
+/// Views of one [`BatchTensor`], by the number of frames less one.
+#[derive(Default)]
+struct Bindings(Vec<Option<Views>>);
+
+struct Views {
+    input: OwnedValue,
+    output: Option<OwnedValue>,
+}
+
+fn bindings(batch: &BatchTensor) -> Option<&Bindings> {
+    batch.binding.as_ref()?.downcast_ref()
+}
+
+fn bindings_mut(batch: &mut BatchTensor) -> Option<&mut Bindings> {
+    batch.binding.as_mut()?.downcast_mut()
+}
+
+/// An `OrtValue` that is ours to release.
+struct OwnedValue(NonNull<OrtValue>);
+
+// SAFETY: an OrtValue is reference-counted data without ties to a thread, and this is its only handle here.
+unsafe impl Send for OwnedValue {}
+
+impl Drop for OwnedValue {
+    fn drop(&mut self) {
+        // SAFETY: owned, released once.
+        unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
+    }
+}
+
+impl OwnedValue {
+    fn element_and_dims(&self) -> ort::Result<(Option<Element>, Vec<i64>)> {
+        let mut info = ptr::null_mut();
+        let mut element = OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+        let mut count = 0;
+        let mut dims = Vec::new();
+        // SAFETY: the value is alive; `info` is released below on every path; `dims` has `count` places.
+        unsafe {
+            ort::Error::result_from_status((ort::api().GetTensorTypeAndShape)(self.0.as_ptr(), &mut info))?;
+            let outcome = (|| {
+                ort::Error::result_from_status((ort::api().GetTensorElementType)(info, &mut element))?;
+                ort::Error::result_from_status((ort::api().GetDimensionsCount)(info, &mut count))?;
+                dims.resize(count, 0);
+                ort::Error::result_from_status((ort::api().GetDimensions)(info, dims.as_mut_ptr(), count))
+            })();
+            (ort::api().ReleaseTensorTypeAndShapeInfo)(info);
+            outcome?;
+        }
+        let element = match element {
+            OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT => Some(Element::F32),
+            OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 => Some(Element::F16),
+            _ => None,
+        };
+        Ok((element, dims))
+    }
+
+    /// The tensor's first `len` bytes; the caller knows from its shape that it has as many.
+    fn bytes(&self, len: usize) -> ort::Result<&[u8]> {
+        let mut data = ptr::null_mut();
+        // SAFETY: the value is alive and a tensor in host memory; its shape was checked by the caller, so
+        // `len` bytes are there for as long as the value lives.
+        unsafe {
+            ort::Error::result_from_status((ort::api().GetTensorMutableData)(self.0.as_ptr(), &mut data))?;
+            if data.is_null() {
+                return Err(ort::Error::new("the output has no data"));
+            }
+            Ok(std::slice::from_raw_parts(data.cast(), len))
+        }
+    }
+}
+
+/// ONNX Runtime's description of ordinary host memory.
+struct HostMemory(NonNull<OrtMemoryInfo>);
+
+// SAFETY: an immutable description.
+unsafe impl Send for HostMemory {}
+
+impl HostMemory {
+    fn new() -> ort::Result<Self> {
+        let mut info = ptr::null_mut();
+        // SAFETY: `info` is an out parameter.
+        unsafe {
+            ort::Error::result_from_status((ort::api().CreateCpuMemoryInfo)(
+                ort::sys::OrtAllocatorType::OrtDeviceAllocator,
+                ort::sys::OrtMemType::OrtMemTypeDefault,
+                &mut info,
+            ))?;
+        }
+        NonNull::new(info).map(Self).ok_or_else(|| ort::Error::new("no memory description"))
+    }
+
+    /// A tensor over `bytes`, which must outlive it: [`BatchTensor`] drops its binding before its memory.
+    fn view(&self, bytes: &mut [u8], shape: &[i64], element: Element) -> ort::Result<OwnedValue> {
+        let element = match element {
+            Element::F32 => OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+            Element::F16 => OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        };
+        let mut value = ptr::null_mut();
+        // SAFETY: ONNX Runtime checks the length against the shape; the memory outlives the value (above).
+        unsafe {
+            ort::Error::result_from_status((ort::api().CreateTensorWithDataAsOrtValue)(
+                self.0.as_ptr(),
+                bytes.as_mut_ptr().cast(),
+                bytes.len(),
+                shape.as_ptr(),
+                shape.len(),
+                element,
+                &mut value,
+            ))?;
+        }
+        NonNull::new(value).map(OwnedValue).ok_or_else(|| ort::Error::new("no tensor"))
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // SAFETY: owned, released once.
+        unsafe { (ort::api().ReleaseMemoryInfo)(self.0.as_ptr()) }
+    }
+}

@@ -1,0 +1,215 @@
+//! The memory that frames are preprocessed into and results come out of.
+//!
+//! A [`BatchTensor`] is one contiguous input `[capacity, 3, height, width]` and the output that belongs to
+//! it. Its frames are handed out one by one as [`TensorSlot`]s, which several streams fill at the same time;
+//! afterwards the whole is run in place. Nothing here is allocated per frame.
+
+use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use half::f16;
+
+use crate::decode::OutputRef;
+use crate::preprocess::TensorMut;
+
+/// What one value of a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    F32,
+    F16,
+}
+
+impl Element {
+    pub fn size(self) -> usize {
+        match self {
+            Element::F32 => size_of::<f32>(),
+            Element::F16 => size_of::<f16>(),
+        }
+    }
+}
+
+/// The length of one frame in a tensor and what its values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameExtent {
+    pub element: Element,
+    /// In values, not bytes.
+    pub len: usize,
+}
+
+impl FrameExtent {
+    pub fn bytes(&self) -> usize {
+        self.len * self.element.size()
+    }
+}
+
+/// Zeroed bytes on a cache line's boundary, freed on drop.
+struct Memory {
+    start: NonNull<u8>,
+    layout: AllocLayout,
+}
+
+/// The widest vector load there is (AVX-512), and a cache line.
+const ALIGNMENT: usize = 64;
+
+// SAFETY: `Memory` is plain bytes that it owns; who may touch which of them at a time is decided by
+// `BatchTensor` (exclusive through `&mut`) and `TensorSlot` (disjoint ranges).
+unsafe impl Send for Memory {}
+// SAFETY: as above; through `&Memory` alone no byte can be reached.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn new(bytes: usize) -> Self {
+        let layout = AllocLayout::from_size_align(bytes.max(1), ALIGNMENT).expect("tensor size overflows");
+        // SAFETY: the layout's size is at least 1.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Self { start, layout }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this very layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// One batch's input and output.
+pub struct BatchTensor {
+    /// What an engine keeps with this memory (its views of it). Declared first: it goes before the memory.
+    pub binding: Option<Box<dyn Any + Send>>,
+    input: Arc<Memory>,
+    output: Memory,
+    input_extent: FrameExtent,
+    output_extent: FrameExtent,
+    capacity: usize,
+}
+
+impl BatchTensor {
+    /// Room for `capacity` frames, zeroed.
+    pub fn new(capacity: usize, input_extent: FrameExtent, output_extent: FrameExtent) -> Self {
+        Self {
+            binding: None,
+            input: Arc::new(Memory::new(capacity * input_extent.bytes())),
+            output: Memory::new(capacity * output_extent.bytes()),
+            input_extent,
+            output_extent,
+            capacity,
+        }
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes held, input and output together.
+    pub fn bytes(&self) -> usize {
+        self.capacity * (self.input_extent.bytes() + self.output_extent.bytes())
+    }
+
+    /// Hands out frame `index` for filling.
+    ///
+    /// `&mut self` keeps anyone from reading while slots are handed out; the owner must not give the same
+    /// index out twice, nor use the tensor in any other way, before the slot is dropped (checked: see
+    /// [`Self::all_slots_returned`]).
+    pub fn slot(&mut self, index: usize) -> TensorSlot {
+        assert!(index < self.capacity, "slot {index} of {}", self.capacity);
+        TensorSlot { memory: self.input.clone(), index, extent: self.input_extent }
+    }
+
+    /// Whether nobody can be writing to the input any more.
+    pub fn all_slots_returned(&self) -> bool {
+        Arc::strong_count(&self.input) == 1
+    }
+
+    /// The whole input's bytes, for the engine. `None` while a slot is out.
+    pub fn input_bytes(&mut self) -> Option<&mut [u8]> {
+        // SAFETY: the memory is ours, of this length and initialised; with no slot out (`get_mut`), `&mut
+        // self` makes the access exclusive.
+        Arc::get_mut(&mut self.input).map(|memory| unsafe {
+            std::slice::from_raw_parts_mut(memory.start.as_ptr(), self.capacity * self.input_extent.bytes())
+        })
+    }
+
+    /// The whole output's bytes, for the engine to fill.
+    pub fn output_bytes(&mut self) -> &mut [u8] {
+        // SAFETY: owned, initialised, of this length, and borrowed through `&mut self`.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.output.start.as_ptr(),
+                self.capacity * self.output_extent.bytes(),
+            )
+        }
+    }
+
+    /// What the last run left for frame `index`.
+    pub fn output(&self, index: usize) -> OutputRef<'_> {
+        assert!(index < self.capacity, "output {index} of {}", self.capacity);
+        let FrameExtent { element, len } = self.output_extent;
+        // SAFETY: frame `index` lies within the memory, which is aligned beyond either type's need (every
+        // frame's start is a multiple of the element's size) and initialised; any bits are a valid float.
+        unsafe {
+            let start = self.output.start.as_ptr().add(index * self.output_extent.bytes());
+            match element {
+                Element::F32 => OutputRef::F32(std::slice::from_raw_parts(start.cast(), len)),
+                Element::F16 => OutputRef::F16(std::slice::from_raw_parts(start.cast(), len)),
+            }
+        }
+    }
+}
+
+/// One frame's part of a batch's input: exclusive until it is dropped.
+pub struct TensorSlot {
+    memory: Arc<Memory>,
+    index: usize,
+    extent: FrameExtent,
+}
+
+impl TensorSlot {
+    /// The frame's values, `[3, height, width]`.
+    pub fn tensor(&mut self) -> TensorMut<'_> {
+        let FrameExtent { element, len } = self.extent;
+        // SAFETY: within the memory (checked when the slot was made), aligned, initialised; no other slot has
+        // this index, and the tensor's owner reads only once every slot is gone.
+        unsafe {
+            let start = self.memory.start.as_ptr().add(self.index * self.extent.bytes());
+            match element {
+                Element::F32 => TensorMut::F32(std::slice::from_raw_parts_mut(start.cast(), len)),
+                Element::F16 => TensorMut::F16(std::slice::from_raw_parts_mut(start.cast(), len)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_disjoint_and_the_whole_is_reachable_only_without_them() {
+        let extent = FrameExtent { element: Element::F32, len: 3 };
+        let mut batch = BatchTensor::new(2, extent, FrameExtent { element: Element::F16, len: 1 });
+        let (mut first, mut second) = (batch.slot(0), batch.slot(1));
+        match (first.tensor(), second.tensor()) {
+            (TensorMut::F32(a), TensorMut::F32(b)) => {
+                a.fill(1.0);
+                b.fill(2.0);
+            }
+            _ => panic!("not f32"),
+        }
+        assert!(batch.input_bytes().is_none());
+        drop(first);
+        assert!(!batch.all_slots_returned());
+        drop(second);
+        let values: Vec<f32> = batch
+            .input_bytes()
+            .unwrap()
+            .chunks(4)
+            .map(|b| f32::from_ne_bytes(b.try_into().unwrap()))
+            .collect();
+        assert_eq!(values, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+        assert_eq!(batch.bytes(), 2 * 3 * 4 + 2 * 2);
+    }
+}
