@@ -14,6 +14,8 @@ pub mod decode;
 
 pub mod detection;
 
+pub mod meta;
+
 pub mod memory;
 
 gst::plugin_define!(
