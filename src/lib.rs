@@ -2,6 +2,8 @@
 //!
 //! The modules stand in the order in which a frame meets them.
 
+pub mod yolodetect;
+
 pub mod preprocess;
 
 pub mod tensor;
@@ -30,6 +32,6 @@ gst::plugin_define!(
     env!("BUILD_REL_DATE")
 );
 
-fn plugin_init(_plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
-    Ok(())
+fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
+    yolodetect::register(plugin)
 }

@@ -1,0 +1,272 @@
+//! The streaming thread: takes frames in, has them preprocessed into a slot, and puts them in flight together with the
+//! events and queries between them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+
+use super::imp::{CAT, YoloDetect};
+use super::inflight::{Frame, Place};
+use super::negotiation;
+use super::session::{Session, Tuning};
+use super::settings::{Overload, Settings};
+use super::thinning::Thinning;
+use crate::batch::batcher::Job;
+use crate::batch::{Refused, Ticket};
+use crate::meta::Status;
+use crate::preprocess::convert::Converter;
+
+/// What the streaming thread keeps from frame to frame.
+#[derive(Default)]
+pub struct Intake {
+    format: Option<(gst_video::VideoInfo, Converter)>,
+    frames: u64,
+    thinning: Thinning,
+    /// Every ticket ever needed; those that nobody else holds are free.
+    tickets: Vec<Arc<Ticket>>,
+    /// Whether upstream is live; `None` until asked.
+    live: Option<bool>,
+}
+
+impl Intake {
+    fn ticket(&mut self) -> Arc<Ticket> {
+        // Clones are only made here, so a count of one cannot grow meanwhile.
+        match self.tickets.iter().find(|ticket| Arc::strong_count(ticket) == 1) {
+            Some(free) => {
+                free.reset();
+                free.clone()
+            }
+            None => {
+                let ticket = Arc::new(Ticket::default());
+                self.tickets.push(ticket.clone());
+                ticket
+            }
+        }
+    }
+}
+
+impl YoloDetect {
+    pub(super) fn chain(
+        &self,
+        _pad: &gst::Pad,
+        buffer: gst::Buffer,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let session = self.session().ok_or(gst::FlowError::Flushing)?;
+        let tuning = self.tuning(&session)?;
+        let place = self.inflight.reserve(tuning.in_flight)?;
+        let mut intake = self.intake.lock();
+        if intake.format.is_none() {
+            gst::element_imp_error!(
+                self,
+                gst::CoreError::Negotiation,
+                ("a frame came before any caps: put a decoder or a capsfilter in front"),
+                ["buffer {:?}", buffer]
+            );
+            return Err(gst::FlowError::NotNegotiated);
+        }
+        self.stats.lock().frame_in();
+        let number = intake.frames;
+        intake.frames += 1;
+        self.admit(&session, &tuning, &mut intake, place, buffer, number)
+    }
+
+    /// Sends a frame on its way: into a slot of the next batch, or past it.
+    fn admit(
+        &self,
+        session: &Session,
+        tuning: &Tuning,
+        intake: &mut Intake,
+        place: Place<'_>,
+        buffer: gst::Buffer,
+        number: u64,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let Some((info, _)) = &intake.format else { return Err(gst::FlowError::NotNegotiated) };
+        let size = (info.width(), info.height());
+        let pass = |buffer, status| Frame { buffer, number, size, status, ticket: None };
+        let pts = buffer.pts();
+        if !intake.thinning.due(pts, tuning.interval, tuning.max_fps) {
+            return place.fill(pass(buffer, Status::Interval));
+        }
+        let wait = match tuning.overload {
+            Overload::Block => true,
+            Overload::Skip => false,
+            Overload::Auto => !self.upstream_is_live(intake),
+        };
+        let mut slot = match session.stream.acquire(wait) {
+            Ok(slot) => slot,
+            Err(Refused::Busy) => return place.fill(pass(buffer, Status::Overload)),
+            Err(Refused::Flushing) => return Err(gst::FlowError::Flushing),
+            Err(Refused::EngineLost(error)) => {
+                self.post_engine_error(&error);
+                return Err(gst::FlowError::Error);
+            }
+        };
+        let start = Instant::now();
+        let ticket = intake.ticket();
+        let Some((info, converter)) = &mut intake.format else { return Err(gst::FlowError::NotNegotiated) };
+        let converted = slot.tensor().ok_or_else(|| "the slot is gone".to_string()).and_then(|tensor| {
+            negotiation::check_size(&buffer, info)?;
+            let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(&buffer, info)
+                .map_err(|error| error.to_string())?;
+            let (planes, count) = negotiation::planes(&frame).map_err(|error| error.to_string())?;
+            converter.convert(&planes[..count], tensor).map_err(|error| error.to_string())
+        });
+        if let Err(reason) = converted {
+            gst::element_imp_error!(
+                self,
+                gst::StreamError::Format,
+                ("frame {number} cannot be read: {reason}; the element before yolodetect makes buffers that do not \
+                  fit its caps"),
+                ["buffer {:?}", buffer]
+            );
+            return Err(gst::FlowError::Error);
+        }
+        let letterbox = *converter.letterbox();
+        self.stats.lock().preprocessed(start.elapsed());
+        intake.thinning.inferred(pts, tuning.max_fps);
+        slot.submit(Job {
+            ticket: ticket.clone(),
+            thresholds: tuning.thresholds.clone(),
+            letterbox,
+            batch_delay: tuning.batch_delay,
+        });
+        place.fill(Frame { buffer, number, size, status: Status::Inferred, ticket: Some(ticket) })
+    }
+
+    /// Works the settings out anew after a change. A change that makes no sense is told and not followed.
+    fn tuning(&self, session: &Session) -> Result<Arc<Tuning>, gst::FlowError> {
+        // Taken back before the settings are read: a change in between is seen the next time.
+        let changed = self.retune.swap(false, Ordering::Acquire);
+        if !changed && let Some(tuning) = &*self.tuning.lock() {
+            return Ok(tuning.clone());
+        }
+        let settings = self.settings.lock().clone();
+        let tuning = Tuning::new(&settings, session).or_else(|reason| {
+            gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{reason}; all classes are kept"));
+            Tuning::new(&Settings { classes: None, ..settings }, session)
+        });
+        match tuning {
+            Ok(tuning) => {
+                let tuning = Arc::new(tuning);
+                *self.tuning.lock() = Some(tuning.clone());
+                Ok(tuning)
+            }
+            Err(reason) => {
+                gst::element_imp_error!(self, gst::LibraryError::Settings, ("{reason}"));
+                Err(gst::FlowError::Error)
+            }
+        }
+    }
+
+    fn upstream_is_live(&self, intake: &mut Intake) -> bool {
+        *intake.live.get_or_insert_with(|| {
+            let mut query = gst::query::Latency::new();
+            let live = self.sinkpad.peer_query(&mut query) && query.result().0;
+            self.live.store(live, Ordering::Relaxed);
+            live
+        })
+    }
+
+    pub(super) fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
+        use gst::EventView;
+        match event.view() {
+            EventView::FlushStart(_) => {
+                let forwarded = self.srcpad.push_event(event);
+                self.stop_flow();
+                // Waits for the task's turn to end; fails only while the pad is being deactivated, which stops it anyway.
+                let _ = self.srcpad.pause_task();
+                return forwarded;
+            }
+            EventView::FlushStop(_) => {
+                let forwarded = self.srcpad.push_event(event);
+                self.restart_after_flush();
+                return forwarded;
+            }
+            EventView::Caps(caps) if !self.set_caps(caps.caps()) => return false,
+            EventView::StreamStart(_) | EventView::Segment(_) => {
+                // What broke ended with the stream before.
+                self.resume_flow(|flow, ended| ended && flow != gst::FlowError::Flushing);
+            }
+            EventView::Eos(_) => {
+                if let Err(flow) = self.inflight.push_event(event) {
+                    if flow != gst::FlowError::Flushing {
+                        self.end_broken_stream(flow);
+                    }
+                    return false;
+                }
+                if let Some(session) = self.session() {
+                    session.stream.hurry();
+                }
+                return true;
+            }
+            _ => (),
+        }
+        if event.is_serialized() {
+            self.inflight.push_event(event).is_ok()
+        } else {
+            gst::Pad::event_default(pad, Some(&*self.obj()), event)
+        }
+    }
+
+    fn restart_after_flush(&self) {
+        let mut intake = self.intake.lock();
+        intake.thinning = Thinning::default();
+        intake.live = None;
+        drop(intake);
+        let _switch = self.switch.lock();
+        // Or a task would run on a pad that was deactivated meanwhile.
+        if !self.srcpad.is_active() {
+            return;
+        }
+        for event in self.inflight.take_kept() {
+            // A segment is of before the flush; all others still hold and nobody would send them again.
+            if event.type_() != gst::EventType::Segment {
+                let _ = self.srcpad.store_sticky_event(&event);
+            }
+        }
+        if let Err(error) = self.start_flow() {
+            gst::warning!(CAT, imp = self, "no task after the flush: {error}");
+        }
+    }
+
+    fn set_caps(&self, caps: &gst::CapsRef) -> bool {
+        let Some(session) = self.session() else { return false };
+        let info = gst_video::VideoInfo::from_caps(caps).ok();
+        let Some((info, format)) =
+            info.and_then(|info| negotiation::frame_format(&info).map(|format| (info, format)))
+        else {
+            gst::element_imp_error!(
+                self,
+                gst::CoreError::Negotiation,
+                ("the caps {caps} are no video that yolodetect reads: put a videoconvert in front")
+            );
+            return false;
+        };
+        let spec = session.stream.spec();
+        let converter = Converter::new(format, spec.input_size, spec.layout.input_style());
+        self.intake.lock().format = Some((info, converter));
+        true
+    }
+
+    pub(super) fn sink_query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
+        if !query.is_serialized() {
+            return gst::Pad::query_default(pad, Some(&*self.obj()), query);
+        }
+        let session = self.session();
+        if let Some(session) = &session {
+            session.stream.hurry();
+        }
+        let answered = self.inflight.cross(|| self.srcpad.peer_query(query));
+        if let (gst::QueryViewMut::Allocation(query), Some(session), true) =
+            (query.view_mut(), session, answered)
+            && let Ok(tuning) = self.tuning(&session)
+        {
+            // What is in flight, and one being pushed.
+            negotiation::add_held_buffers(query, tuning.in_flight as u32 + 1);
+        }
+        answered
+    }
+}

@@ -1,0 +1,183 @@
+//! What `yolodetect` agrees on with its neighbours: formats, frames' layout in memory, buffers, latency.
+
+use gst_video::prelude::*;
+use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoInfo};
+use once_cell::sync::Lazy;
+
+use crate::preprocess::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
+
+/// GStreamer's format and ours, in the order of preference: no format is converted, so the cheapest come first.
+const FORMATS: [(VideoFormat, PixelFormat); 19] = [
+    (VideoFormat::I420, PixelFormat::I420),
+    (VideoFormat::Nv12, PixelFormat::Nv12),
+    (VideoFormat::Yv12, PixelFormat::Yv12),
+    (VideoFormat::Nv21, PixelFormat::Nv21),
+    (VideoFormat::Y42b, PixelFormat::Y42b),
+    (VideoFormat::Y444, PixelFormat::Y444),
+    (VideoFormat::Yuy2, PixelFormat::Yuy2),
+    (VideoFormat::Uyvy, PixelFormat::Uyvy),
+    (VideoFormat::Rgb, PixelFormat::Rgb),
+    (VideoFormat::Bgr, PixelFormat::Bgr),
+    (VideoFormat::Rgbx, PixelFormat::Rgbx),
+    (VideoFormat::Bgrx, PixelFormat::Bgrx),
+    (VideoFormat::Xrgb, PixelFormat::Xrgb),
+    (VideoFormat::Xbgr, PixelFormat::Xbgr),
+    (VideoFormat::Rgba, PixelFormat::Rgba),
+    (VideoFormat::Bgra, PixelFormat::Bgra),
+    (VideoFormat::Argb, PixelFormat::Argb),
+    (VideoFormat::Abgr, PixelFormat::Abgr),
+    (VideoFormat::Gray8, PixelFormat::Gray8),
+];
+
+/// Caps of both pads.
+pub fn template_caps() -> &'static gst::Caps {
+    static CAPS: Lazy<gst::Caps> = Lazy::new(|| {
+        gst_video::VideoCapsBuilder::new().format_list(FORMATS.iter().map(|(format, _)| *format)).build()
+    });
+    &CAPS
+}
+
+/// The frame's layout in our own terms; `None` for a format that the template does not have.
+pub fn frame_format(info: &VideoInfo) -> Option<FrameFormat> {
+    let pixel = FORMATS.iter().find(|(format, _)| *format == info.format())?.1;
+    let colorimetry = info.colorimetry();
+    let matrix = match colorimetry.matrix() {
+        VideoColorMatrix::Bt709 => Matrix::Bt709,
+        VideoColorMatrix::Bt2020 => Matrix::Bt2020,
+        VideoColorMatrix::Smpte240m => Matrix::Smpte240m,
+        VideoColorMatrix::Fcc => Matrix::Fcc,
+        _ => Matrix::Bt601,
+    };
+    let range = match colorimetry.range() {
+        VideoColorRange::Range16_235 => Range::Limited,
+        VideoColorRange::Range0_255 => Range::Full,
+        // GStreamer's own reading of caps without colorimetry.
+        _ if info.is_yuv() => Range::Limited,
+        _ => Range::Full,
+    };
+    let site = info.chroma_site();
+    // Unknown sites have none of the flags; videoconvert also reads and writes them as cosited on neither axis.
+    let chroma = ChromaSite {
+        horizontal_cosited: site.contains(gst_video::VideoChromaSite::H_COSITED),
+        vertical_cosited: site.contains(gst_video::VideoChromaSite::V_COSITED),
+    };
+    Some(FrameFormat {
+        pixel,
+        width: info.width(),
+        height: info.height(),
+        colorimetry: Colorimetry { matrix, range },
+        chroma,
+    })
+}
+
+/// Most planes of a format in [`FORMATS`].
+pub const MAX_PLANES: usize = 3;
+
+/// The planes of a mapped frame and how many there are.
+pub fn planes<'a>(
+    frame: &'a gst_video::VideoFrameRef<&gst::BufferRef>,
+) -> Result<([Plane<'a>; MAX_PLANES], usize), gst::glib::BoolError> {
+    let mut planes = [const { Plane { data: &[], row_stride: 0 } }; MAX_PLANES];
+    let count = (frame.n_planes() as usize).min(MAX_PLANES);
+    for (index, plane) in planes.iter_mut().enumerate().take(count) {
+        let row_stride = frame.plane_stride()[index];
+        let Ok(row_stride) = usize::try_from(row_stride) else {
+            return Err(gst::glib::bool_error!("plane {} has the row stride {}", index, row_stride));
+        };
+        *plane = Plane { data: frame.plane_data(index as u32)?, row_stride };
+    }
+    Ok((planes, count))
+}
+
+/// Whether the buffer holds what the caps, or its own video meta, say; mapping trusts a meta blindly.
+pub fn check_size(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<(), String> {
+    let Some(meta) = buffer.meta::<gst_video::VideoMeta>() else {
+        if buffer.size() < info.size() {
+            return Err(format!("it has {} bytes, but its caps need {}", buffer.size(), info.size()));
+        }
+        return Ok(());
+    };
+    if (meta.width(), meta.height(), meta.format()) != (info.width(), info.height(), info.format()) {
+        return Err(format!(
+            "its video meta says {} {}x{}, but its caps {} {}x{}",
+            meta.format(),
+            meta.width(),
+            meta.height(),
+            info.format(),
+            info.width(),
+            info.height()
+        ));
+    }
+    let format = info.format_info();
+    for plane in 0..meta.n_planes() as usize {
+        let (Some(&offset), Some(&stride)) = (meta.offset().get(plane), meta.stride().get(plane)) else {
+            return Err(format!("its video meta has no plane {plane}"));
+        };
+        // Rows of the plane: of any component that lives in it.
+        let component = format.plane().iter().position(|&of| of as usize == plane).unwrap_or(0);
+        let rows = format.scale_height(component as u8, info.height()) as usize;
+        let needed = usize::try_from(stride).ok().and_then(|stride| stride.checked_mul(rows));
+        let Some(needed) = needed else {
+            return Err(format!("plane {plane} of its video meta has the row stride {stride}"));
+        };
+        // A plane is mapped from the one memory in which it begins.
+        let fits = buffer.find_memory(offset..offset.saturating_add(1)).is_some_and(|(memories, skip)| {
+            buffer.peek_memory(memories.start).size().saturating_sub(skip) >= needed
+        });
+        if !fits {
+            return Err(format!(
+                "plane {plane} of its video meta needs {needed} bytes from {offset}, more than the buffer of {} has there",
+                buffer.size()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Adds to downstream's answer the buffers that are held here, so that no pool runs dry because of us. Where
+/// downstream offers no pool, the count alone goes up, for a pool of upstream's own.
+pub fn add_held_buffers(query: &mut gst::query::Allocation, held: u32) {
+    let pools: Vec<_> = query.allocation_pools().collect();
+    if pools.is_empty() {
+        let info = query.get_owned().0.and_then(|caps| VideoInfo::from_caps(&caps).ok());
+        let size = info.and_then(|info| u32::try_from(info.size()).ok());
+        if let Some(size) = size {
+            query.add_allocation_pool(None::<&gst::BufferPool>, size, held, 0);
+        }
+    }
+    for (index, (pool, size, min, max)) in pools.into_iter().enumerate() {
+        let min = min.saturating_add(held);
+        // 0 is no limit.
+        let max = if max == 0 { 0 } else { max.saturating_add(held) };
+        query.set_nth_allocation_pool(index as u32, pool.as_ref(), size, min, max);
+    }
+}
+
+/// Adds our own latency to upstream's answer.
+pub fn add_latency(query: &mut gst::query::Latency, own: gst::ClockTime) {
+    let (live, min, max) = query.result();
+    query.set(live, min + own, max.map(|max| max + own));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_buffers_are_added_to_every_pool_or_to_none() {
+        gst::init().unwrap();
+        let caps = VideoInfo::builder(VideoFormat::I420, 64, 48).build().unwrap().to_caps().unwrap();
+        let limits = |query: &gst::query::Allocation| -> Vec<(u32, u32, u32)> {
+            query.allocation_pools().map(|(_, size, min, max)| (size, min, max)).collect()
+        };
+        let mut query = gst::query::Allocation::new(Some(&caps), true);
+        add_held_buffers(&mut query, 4);
+        assert_eq!(limits(&query), [(64 * 48 * 3 / 2, 4, 0)]);
+
+        let mut query = gst::query::Allocation::new(Some(&caps), true);
+        query.add_allocation_pool(None::<&gst::BufferPool>, 100, 2, 0);
+        query.add_allocation_pool(None::<&gst::BufferPool>, 100, 2, 5);
+        add_held_buffers(&mut query, 4);
+        assert_eq!(limits(&query), [(100, 6, 0), (100, 6, 9)]);
+    }
+}

@@ -1,0 +1,250 @@
+//! What an element has between READY and NULL: its share of an engine, and how it names what that finds.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::settings::{MetaChoice, Overload, Settings};
+use crate::batch::Stream;
+use crate::decode::{ClassFilter, Thresholds};
+use crate::detection::{ClassId, Labels};
+use crate::engine::onnx::SessionOptions;
+use crate::engine::{BatchSize, EngineError, EngineErrorKind, registry};
+use crate::meta::{self, Kinds, LabelQuarks};
+
+/// Lives from READY→PAUSED to PAUSED→READY.
+pub struct Session {
+    pub stream: Stream,
+    pub labels: Labels,
+    pub quarks: LabelQuarks,
+    pub kinds: Kinds,
+    pub element: Arc<str>,
+}
+
+/// Names made in advance for an end-to-end model that does not say how many classes it has.
+const UNTOLD_CLASSES: usize = 1000;
+
+/// Most frames that a stream holds by itself, however large batch and interval are.
+const MAX_AUTO_IN_FLIGHT: usize = 16;
+
+impl Session {
+    /// Checks the settings and gets the engine, loading it where no other element has it.
+    pub fn open(settings: &Settings, element: &str) -> Result<Self, EngineError> {
+        let refuse = |message: String| EngineError::new(EngineErrorKind::Settings, message, "");
+        let Some(model) = settings.model_file.clone() else {
+            return Err(EngineError::new(
+                EngineErrorKind::ModelMissing,
+                "no model is set: set model-file to the ONNX file of a YOLO model",
+                "",
+            ));
+        };
+        match settings.device.as_str() {
+            "auto" | "cpu" => (),
+            other => {
+                return Err(refuse(format!(
+                    "device={other} is not available: this version runs models on the CPU (device=auto or device=cpu)"
+                )));
+            }
+        }
+        let kinds = kinds(settings).map_err(refuse)?;
+        let options = SessionOptions {
+            model,
+            library: settings.onnxruntime_library.clone(),
+            head: settings.head.head(),
+            threads: settings.thread_count(),
+        };
+        let batcher = registry::get(&options)?;
+        let spec = batcher.spec();
+        let labels =
+            labels(settings.label_file.as_deref(), spec.labels.as_ref(), spec.layout.classes, &options.model)
+                .map_err(refuse)?;
+        let session = Self {
+            quarks: LabelQuarks::new(&labels, spec.layout.classes.unwrap_or(UNTOLD_CLASSES)),
+            labels,
+            kinds,
+            element: element.into(),
+            stream: batcher.attach(max_batch(settings)),
+        };
+        session.class_filter(settings).map_err(refuse)?;
+        Ok(session)
+    }
+
+    /// A model that always runs more frames than are asked for is slower than need be.
+    pub fn padding_warning(&self, settings: &Settings) -> Option<String> {
+        match self.stream.spec().batch {
+            BatchSize::Fixed(size) if size != max_batch(settings) && size > 1 => Some(format!(
+                "{} always runs {size} frames; smaller batches are padded and take as long. Export it with a dynamic \
+                 batch, or set max-batch={size} and enough streams to fill it",
+                self.stream.spec().file.display()
+            )),
+            _ => None,
+        }
+    }
+
+    fn class_filter(&self, settings: &Settings) -> Result<Option<ClassFilter>, String> {
+        let classes = self.stream.spec().layout.classes;
+        let ids =
+            settings.classes.as_deref().map(|list| parse_classes(list, &self.labels, classes)).transpose()?;
+        Ok(ids.map(ClassFilter::from_ids))
+    }
+}
+
+fn max_batch(settings: &Settings) -> usize {
+    // On a CPU a batch of one is as fast as any and smallest.
+    (settings.max_batch as usize).max(1)
+}
+
+fn kinds(settings: &Settings) -> Result<Kinds, String> {
+    // Not asked where it does not matter: the first question loads a library.
+    let analytics = match settings.analytics_meta {
+        MetaChoice::Off => false,
+        MetaChoice::Auto => meta::analytics_available(),
+        MetaChoice::On if meta::analytics_available() => true,
+        MetaChoice::On => {
+            return Err("analytics-meta=on needs GStreamer 1.24 or newer with libgstanalytics-1.0 (gst-plugins-bad); \
+                        use roi-meta instead"
+                .into());
+        }
+    };
+    let roi = match settings.roi_meta {
+        MetaChoice::Auto => !analytics,
+        choice => choice == MetaChoice::On,
+    };
+    Ok(Kinds { analytics, roi })
+}
+
+/// `classes` is `None` for an end-to-end model that does not say how many it has.
+fn labels(
+    file: Option<&Path>,
+    known: Option<&Labels>,
+    classes: Option<usize>,
+    model: &Path,
+) -> Result<Labels, String> {
+    if let Some(file) = file {
+        let text = fs::read_to_string(file)
+            .map_err(|error| {
+                format!(
+                    "the label file {} cannot be read: {error}; set label-file to a text file with one class name a line",
+                    file.display()
+                )
+            })?;
+        let labels = Labels::from_lines(&text);
+        if let Some(classes) = classes
+            && labels.len() < classes
+        {
+            return Err(format!(
+                "the label file {} has {} lines, but the model {} has {classes} classes: give each class a line",
+                file.display(),
+                labels.len(),
+                model.display()
+            ));
+        }
+        return Ok(labels);
+    }
+    Ok(match known {
+        Some(names) => names.clone(),
+        None if classes == Some(80) => Labels::coco(),
+        None => Labels::numbered(classes.unwrap_or(0)),
+    })
+}
+
+/// Names or numbers, separated by commas; a name may hold spaces, not commas.
+fn parse_classes(list: &str, labels: &Labels, classes: Option<usize>) -> Result<Vec<ClassId>, String> {
+    let parse = |entry: &str| {
+        let number =
+            entry.parse::<ClassId>().ok().filter(|&id| classes.is_none_or(|classes| (id as usize) < classes));
+        labels.position(entry).or(number).ok_or_else(|| {
+            let last = classes.unwrap_or(labels.len()).saturating_sub(1) as ClassId;
+            format!(
+                "classes={list}: the model has no class {entry:?}; it has those from 0 ({}) to {last} ({})",
+                labels.name(0),
+                labels.name(last)
+            )
+        })
+    };
+    let ids: Vec<ClassId> = list
+        .split(',')
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty())
+        .map(parse)
+        .collect::<Result<_, _>>()?;
+    if ids.is_empty() {
+        return Err(format!("classes={list} names no class; leave it unset to keep all"));
+    }
+    Ok(ids)
+}
+
+/// The settings as a frame needs them, worked out once per change.
+pub struct Tuning {
+    pub thresholds: Arc<Thresholds>,
+    pub interval: u32,
+    pub max_fps: f64,
+    pub overload: Overload,
+    pub batch_delay: Duration,
+    pub in_flight: usize,
+}
+
+impl Tuning {
+    /// # Errors
+    /// A `classes` entry that the model does not have.
+    pub fn new(settings: &Settings, session: &Session) -> Result<Self, String> {
+        let batch = match session.stream.spec().batch {
+            BatchSize::Fixed(size) => size,
+            BatchSize::Any => max_batch(settings),
+        };
+        let interval = settings.inference_interval.max(1);
+        let in_flight = match settings.max_in_flight {
+            // Two batches, one running and one filling, each frame with the uninferred ones behind it.
+            0 => (2 * batch).saturating_mul(interval as usize).min(MAX_AUTO_IN_FLIGHT.max(2 * batch)) + 1,
+            limit => limit as usize,
+        };
+        Ok(Self {
+            thresholds: Arc::new(Thresholds {
+                confidence: settings.confidence_threshold,
+                iou: settings.iou_threshold,
+                class_agnostic: settings.class_agnostic_nms,
+                max_detections: settings.max_detections as usize,
+                classes: session.class_filter(settings)?,
+            }),
+            interval,
+            max_fps: settings.max_fps,
+            overload: settings.overload,
+            batch_delay: settings.batch_delay.into(),
+            in_flight,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_names_or_numbers() {
+        let labels = Labels::coco();
+        assert_eq!(parse_classes("person, traffic light,2", &labels, Some(80)), Ok(vec![0, 9, 2]));
+        assert_eq!(parse_classes("7", &Labels::default(), None), Ok(vec![7]));
+        assert!(parse_classes(", ", &labels, Some(80)).unwrap_err().contains("no class"));
+        for wrong in ["dogg", "80", "-1", "person;car"] {
+            let message = parse_classes(wrong, &labels, Some(80)).unwrap_err();
+            assert!(message.contains(wrong) && message.contains("79 (toothbrush)"), "{message}");
+        }
+    }
+
+    #[test]
+    fn labels_come_from_the_file_then_the_model_then_coco() {
+        let model = Path::new("m.onnx");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("names.txt");
+        fs::write(&file, "a\nb\n").unwrap();
+        let two = Labels::new(["x".to_string(), "y".to_string()]);
+        assert_eq!(labels(Some(&file), Some(&two), Some(2), model).unwrap().name(0), "a");
+        assert_eq!(labels(None, Some(&two), Some(2), model).unwrap().name(0), "x");
+        assert_eq!(labels(None, None, Some(80), model).unwrap().name(0), "person");
+        assert_eq!(labels(None, None, Some(3), model).unwrap().name(2), "2");
+        let message = labels(Some(&file), None, Some(3), model).unwrap_err();
+        assert!(message.contains("2 lines") && message.contains("3 classes"), "{message}");
+        assert!(labels(Some(Path::new("/nowhere")), None, Some(3), model).unwrap_err().contains("/nowhere"));
+    }
+}
