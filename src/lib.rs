@@ -20,6 +20,8 @@ pub mod meta;
 
 pub mod memory;
 
+pub mod yolooverlay;
+
 gst::plugin_define!(
     yolodetect,
     env!("CARGO_PKG_DESCRIPTION"),
@@ -33,5 +35,6 @@ gst::plugin_define!(
 );
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
-    yolodetect::register(plugin)
+    yolodetect::register(plugin)?;
+    yolooverlay::register(plugin)
 }
