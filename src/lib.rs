@@ -22,6 +22,8 @@ pub mod memory;
 
 pub mod yolooverlay;
 
+pub mod yolojson;
+
 gst::plugin_define!(
     yolodetect,
     env!("CARGO_PKG_DESCRIPTION"),
@@ -36,5 +38,6 @@ gst::plugin_define!(
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
     yolodetect::register(plugin)?;
-    yolooverlay::register(plugin)
+    yolooverlay::register(plugin)?;
+    yolojson::register(plugin)
 }
