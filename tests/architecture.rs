@@ -1,0 +1,140 @@
+//! The rules of ARCHITECTURE.md that a reader of one file cannot see, checked against the sources.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    assert!(files.len() > 30, "found {} files only", files.len());
+    files
+        .into_iter()
+        .map(|file| {
+            let name = file.strip_prefix(&root).unwrap().display().to_string();
+            (name, fs::read_to_string(&file).unwrap())
+        })
+        .collect()
+}
+
+/// The lines of code without comments and without the unit tests at a file's end.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    text[..end]
+        .lines()
+        .enumerate()
+        .map(|(number, line)| (number + 1, line.split("//").next().unwrap_or_default()))
+        .filter(|(_, line)| !line.trim().is_empty())
+}
+
+/// Whether `word` stands in `line` as a path's first part: `word::`.
+fn names(line: &str, word: &str) -> bool {
+    line.match_indices(&format!("{word}::")).any(|(at, _)| {
+        !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
+    })
+}
+
+fn is_test(file: &str) -> bool {
+    file.ends_with("tests.rs") || file.contains("/tests/")
+}
+
+fn broken<'a>(
+    files: &'a [(String, String)],
+    applies: impl Fn(&str) -> bool + 'a,
+    breaks: impl Fn(&str) -> bool + 'a,
+) -> Vec<String> {
+    files
+        .iter()
+        .filter(|(file, _)| applies(file) && !is_test(file))
+        .flat_map(|(file, text)| code(text).map(move |(number, line)| (file, number, line)))
+        .filter(|(_, _, line)| breaks(line))
+        .map(|(file, number, line)| format!("{file}:{number}: {}", line.trim()))
+        .collect()
+}
+
+fn assert_kept(rule: &str, broken: Vec<String>) {
+    assert!(broken.is_empty(), "{rule}, but:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn pure_modules_know_neither_gstreamer_nor_onnx_runtime() {
+    let pure = |file: &str| {
+        ["preprocess/", "decode/", "detection.rs", "tensor.rs", "batch/", "memory/"]
+            .iter()
+            .any(|p| file.starts_with(p))
+    };
+    let foreign =
+        |line: &str| ["gst", "gst_video", "gst_base", "glib", "ort"].iter().any(|word| names(line, word));
+    assert_kept("pure modules use neither gst nor ort", broken(&sources(), pure, foreign));
+}
+
+#[test]
+fn only_the_engine_names_ort() {
+    let elsewhere = |file: &str| !["engine/onnx.rs", "engine/runtime.rs"].contains(&file);
+    assert_kept(
+        "only engine/onnx.rs and runtime.rs name ort",
+        broken(&sources(), elsewhere, |line| names(line, "ort")),
+    );
+}
+
+#[test]
+fn the_engine_and_the_batcher_know_no_element() {
+    let below = |file: &str| ["engine/", "batch/", "tensor.rs"].iter().any(|place| file.starts_with(place));
+    assert_kept("engine and batch use no gst", broken(&sources(), below, |line| names(line, "gst")));
+    let outside = |file: &str| !file.starts_with("yolodetect/") && file != "lib.rs";
+    assert_kept(
+        "nothing uses yolodetect",
+        broken(&sources(), outside, |line| line.contains("crate::yolodetect")),
+    );
+}
+
+#[test]
+fn reading_elements_see_only_metas_and_detections() {
+    let readers = |file: &str| ["yolooverlay/", "yolojson/"].iter().any(|place| file.starts_with(place));
+    let allowed = ["crate::meta", "crate::detection"];
+    let forbidden = |line: &str| line.contains("crate::") && !allowed.iter().any(|path| line.contains(path));
+    assert_kept(
+        "yolooverlay and yolojson use meta and detection alone",
+        broken(&sources(), readers, forbidden),
+    );
+}
+
+#[test]
+fn unsafe_code_stays_where_it_is_expected_and_says_why_it_is_sound() {
+    let files = sources();
+    let homes = ["tensor.rs", "meta/", "memory/", "engine/onnx.rs", "engine/runtime.rs"];
+    let elsewhere = |file: &str| !homes.iter().any(|home| file.starts_with(home));
+    let has_unsafe =
+        |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+    assert_kept("unsafe code has its places", broken(&files, elsewhere, has_unsafe));
+    for (file, text) in files.iter().filter(|(file, _)| !elsewhere(file) && !is_test(file)) {
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, line) in code(text) {
+            let opens = line.contains("unsafe {") || line.contains("unsafe impl");
+            if !opens {
+                continue;
+            }
+            let above = &lines[number.saturating_sub(12)..number];
+            let said = above.iter().any(|line| line.contains("SAFETY:"));
+            assert!(said, "{file}:{number}: no SAFETY comment above `{}`", line.trim());
+        }
+    }
+}
+
+#[test]
+fn no_file_does_too_much() {
+    for (file, text) in sources() {
+        let lines = code(&text).count();
+        assert!(lines <= 700, "{file} has {lines} lines of code");
+    }
+}
