@@ -105,11 +105,7 @@ impl Registry {
         // A panic in the load must not leave the others waiting for it.
         let guard = Settle { registry: self, key: &key, outcome: None };
         if exiting {
-            return Err(EngineError::new(
-                EngineErrorKind::Library,
-                "the process is exiting: no model is loaded",
-                "",
-            ));
+            return Err(super::runtime::too_late());
         }
         load().map(|engine| guard.loaded(Arc::new(engine)))
     }

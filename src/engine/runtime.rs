@@ -49,7 +49,8 @@ pub(super) fn close(patience: Duration) {
     drop(LOADING.try_lock_for(patience));
 }
 
-fn too_late() -> EngineError {
+/// What is said to whoever wants a model then.
+pub(super) fn too_late() -> EngineError {
     EngineError::new(EngineErrorKind::Library, "the process is exiting: no model is loaded any more", "")
 }
 
