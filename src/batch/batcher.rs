@@ -21,7 +21,7 @@ use parking_lot::{Condvar, Mutex};
 use super::policy::{self, Decision, Filling};
 use super::ticket::{Outcome, Ticket};
 use crate::decode::{self, Scratch, Thresholds};
-use crate::engine::{BatchSize, Engine, EngineError, EngineErrorKind, ModelSpec};
+use crate::engine::{Engine, EngineError, EngineErrorKind, ModelSpec};
 use crate::preprocess::TensorMut;
 use crate::preprocess::letterbox::Letterbox;
 use crate::tensor::{BatchTensor, TensorSlot};
@@ -51,6 +51,13 @@ struct Batch {
     tensor: BatchTensor,
     jobs: Vec<Option<Job>>,
     filling: Filling,
+}
+
+impl Batch {
+    /// Ends every ticket that is still pending.
+    fn settle(&self, outcome: &Outcome) {
+        self.jobs.iter().flatten().for_each(|job| job.ticket.settle(outcome.clone()));
+    }
 }
 
 /// A stream's place in the line for a slot.
@@ -97,7 +104,8 @@ const WORKERS: usize = 1;
 /// One engine's queue and worker. Dropping it ends the run in progress, then the thread, then the engine.
 pub struct Batcher {
     shared: Arc<Shared>,
-    worker: Mutex<Option<JoinHandle<()>>>,
+    /// `None` only while dropping.
+    worker: Option<JoinHandle<()>>,
 }
 
 /// Figures of one engine.
@@ -154,7 +162,7 @@ impl Batcher {
         workers.retain(|worker| worker.strong_count() > 0);
         workers.push(Arc::downgrade(&shared));
         drop(workers);
-        Ok(Self { shared, worker: Mutex::new(Some(worker)) })
+        Ok(Self { shared, worker: Some(worker) })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -218,7 +226,7 @@ impl Drop for Batcher {
             self.shared.work.notify_all();
             self.shared.room.notify_all();
         }
-        if let Some(worker) = self.worker.lock().take() {
+        if let Some(worker) = self.worker.take() {
             // The worker catches its own panics.
             let _ = worker.join();
         }
@@ -309,10 +317,7 @@ impl Drop for Stream {
 
 impl State {
     fn capacity(&self, spec: &ModelSpec) -> usize {
-        match spec.batch {
-            BatchSize::Fixed(size) => size,
-            BatchSize::Any => self.wishes.iter().map(|(_, wish)| *wish).max().unwrap_or(1),
-        }
+        spec.batch.frames(self.wishes.iter().map(|(_, wish)| *wish).max().unwrap_or(1))
     }
 
     /// Slots that could be granted right now.
@@ -346,7 +351,6 @@ impl State {
     }
 
     fn recycle(&mut self, mut batch: Batch) {
-        batch.jobs.iter_mut().for_each(|job| *job = None);
         batch.jobs.clear();
         self.spare_jobs.push(batch.jobs);
         self.free.push(batch.tensor);
@@ -482,10 +486,7 @@ impl Worker {
         let started = Instant::now();
         let frames = batch.filling.granted;
         if let Err(error) = self.engine.run(&mut batch.tensor, frames) {
-            let error = Arc::new(error);
-            for job in batch.jobs.iter().flatten() {
-                job.ticket.settle(Outcome::Failed(error.clone()));
-            }
+            batch.settle(&Outcome::Failed(Arc::new(error)));
             return;
         }
         let inference = started.elapsed();
@@ -516,32 +517,23 @@ impl Worker {
         self.shared.room.notify_all();
     }
 
+    /// Nothing runs any more; [`Self::end`] follows.
     fn lose(&self, batch: Batch, error: EngineError) {
         let error = Arc::new(error);
-        let abandoned = {
-            let mut state = self.shared.state.lock();
-            state.lost = Some(error.clone());
-            state.running = false;
-            self.shared.room.notify_all();
-            state.filling.take()
-        };
-        for batch in [Some(batch), abandoned].into_iter().flatten() {
-            for job in batch.jobs.iter().flatten() {
-                job.ticket.settle(Outcome::EngineLost(error.clone()));
-            }
-        }
+        self.shared.state.lock().lost = Some(error.clone());
+        batch.settle(&Outcome::EngineLost(error));
     }
 
     /// Nobody is left who would run what was handed in.
     fn end(&self) {
-        let abandoned = {
+        let (abandoned, outcome) = {
             let mut state = self.shared.state.lock();
             state.running = false;
             self.shared.room.notify_all();
-            state.filling.take()
+            (state.filling.take(), state.lost.clone().map_or(Outcome::Cancelled, Outcome::EngineLost))
         };
-        for job in abandoned.iter().flat_map(|batch| batch.jobs.iter().flatten()) {
-            job.ticket.cancel();
+        if let Some(batch) = abandoned {
+            batch.settle(&outcome);
         }
     }
 }

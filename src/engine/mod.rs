@@ -21,6 +21,16 @@ pub enum BatchSize {
     Any,
 }
 
+impl BatchSize {
+    /// The number of frames to run, or to have room for, where `wanted` are.
+    pub fn frames(self, wanted: usize) -> usize {
+        match self {
+            BatchSize::Fixed(size) => size,
+            BatchSize::Any => wanted,
+        }
+    }
+}
+
 /// What is known of a model once it is loaded and has run once.
 #[derive(Clone, Debug)]
 pub struct ModelSpec {

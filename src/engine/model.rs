@@ -37,14 +37,6 @@ impl InputPlan {
         FrameExtent { element: self.element, len: 3 * self.width as usize * self.height as usize }
     }
 
-    /// The number of frames to run for `frames` that are there.
-    pub fn run_size(batch: BatchSize, frames: usize) -> usize {
-        match batch {
-            BatchSize::Fixed(size) => size,
-            BatchSize::Any => frames,
-        }
-    }
-
     /// # Errors
     /// [`EngineErrorKind::ModelUnsupported`], naming the file, the shape seen and what is expected.
     pub fn find(

@@ -66,7 +66,7 @@ impl OnnxEngine {
         let host = HostMemory::new().map_err(|error| run_failed(file, error))?;
         let input_name = c_name(file, &inputs[0].name)?;
 
-        let warm_frames = InputPlan::run_size(plan.batch, 1);
+        let warm_frames = plan.batch.frames(1);
         let shapes = probe(&session, &host, &plan, &input_name, warm_frames, file)?;
         let layout =
             Layout::find(options.head, &metadata, (plan.height as usize, plan.width as usize), &shapes)
@@ -189,7 +189,7 @@ impl Engine for OnnxEngine {
     }
 
     fn run(&mut self, batch: &mut BatchTensor, frames: usize) -> Result<(), EngineError> {
-        let frames = InputPlan::run_size(self.spec.batch, frames);
+        let frames = self.spec.batch.frames(frames);
         debug_assert!(frames <= batch.capacity());
         self.run_batch(batch, frames).map_err(|error| run_failed(&self.spec.file, error))
     }

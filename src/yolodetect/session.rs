@@ -189,10 +189,7 @@ impl Tuning {
     /// # Errors
     /// A `classes` entry that the model does not have.
     pub fn new(settings: &Settings, session: &Session) -> Result<Self, String> {
-        let batch = match session.stream.spec().batch {
-            BatchSize::Fixed(size) => size,
-            BatchSize::Any => max_batch(settings),
-        };
+        let batch = session.stream.spec().batch.frames(max_batch(settings));
         let interval = settings.inference_interval.max(1);
         let in_flight = match settings.max_in_flight {
             // Two batches, one running and one filling, each frame with the uninferred ones behind it.

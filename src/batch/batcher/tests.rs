@@ -3,6 +3,7 @@
 use super::*;
 use crate::decode::{Head, Layout, ModelMetadata, OutputShape};
 use crate::detection::Detection;
+use crate::engine::BatchSize;
 use crate::preprocess::letterbox::Placement;
 use crate::tensor::{Element, FrameExtent};
 use std::sync::mpsc;
