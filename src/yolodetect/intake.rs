@@ -115,6 +115,8 @@ impl YoloDetect {
             converter.convert(&planes[..count], tensor).map_err(|error| error.to_string())
         });
         if let Err(reason) = converted {
+            // Before the application hears of it: others' frames wait for this slot.
+            drop(slot);
             gst::element_imp_error!(
                 self,
                 gst::StreamError::Format,
