@@ -4,12 +4,13 @@
 //! it. Its frames are handed out one by one as [`TensorSlot`]s, which several streams fill at the same time;
 //! afterwards the whole is run in place. Nothing here is allocated per frame.
 
-use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use half::f16;
+use thiserror::Error;
 
 use crate::decode::OutputRef;
 use crate::preprocess::TensorMut;
@@ -44,6 +45,13 @@ impl FrameExtent {
     }
 }
 
+/// The system has no memory for a tensor.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("{bytes} bytes cannot be had")]
+pub struct AllocError {
+    pub bytes: usize,
+}
+
 /// Zeroed bytes on a cache line's boundary, freed on drop.
 struct Memory {
     start: NonNull<u8>,
@@ -60,12 +68,12 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    fn new(bytes: usize) -> Self {
-        let layout = AllocLayout::from_size_align(bytes.max(1), ALIGNMENT).expect("tensor size overflows");
+    fn new(frames: usize, extent: FrameExtent) -> Result<Self, AllocError> {
+        let bytes = frames.checked_mul(extent.bytes()).ok_or(AllocError { bytes: usize::MAX })?;
+        let layout = AllocLayout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| AllocError { bytes })?;
         // SAFETY: the layout's size is at least 1.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout }
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes })?;
+        Ok(Self { start, layout })
     }
 }
 
@@ -89,15 +97,19 @@ pub struct BatchTensor {
 
 impl BatchTensor {
     /// Room for `capacity` frames, zeroed.
-    pub fn new(capacity: usize, input_extent: FrameExtent, output_extent: FrameExtent) -> Self {
-        Self {
+    pub fn new(
+        capacity: usize,
+        input_extent: FrameExtent,
+        output_extent: FrameExtent,
+    ) -> Result<Self, AllocError> {
+        Ok(Self {
             binding: None,
-            input: Arc::new(Memory::new(capacity * input_extent.bytes())),
-            output: Memory::new(capacity * output_extent.bytes()),
+            input: Arc::new(Memory::new(capacity, input_extent)?),
+            output: Memory::new(capacity, output_extent)?,
             input_extent,
             output_extent,
             capacity,
-        }
+        })
     }
 
     pub fn capacity(&self) -> usize {
@@ -190,7 +202,7 @@ mod tests {
     #[test]
     fn slots_are_disjoint_and_the_whole_is_reachable_only_without_them() {
         let extent = FrameExtent { element: Element::F32, len: 3 };
-        let mut batch = BatchTensor::new(2, extent, FrameExtent { element: Element::F16, len: 1 });
+        let mut batch = BatchTensor::new(2, extent, FrameExtent { element: Element::F16, len: 1 }).unwrap();
         let (mut first, mut second) = (batch.slot(0), batch.slot(1));
         match (first.tensor(), second.tensor()) {
             (TensorMut::F32(a), TensorMut::F32(b)) => {
@@ -211,5 +223,13 @@ mod tests {
             .collect();
         assert_eq!(values, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
         assert_eq!(batch.bytes(), 2 * 3 * 4 + 2 * 2);
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_is_an_error() {
+        let extent = FrameExtent { element: Element::F32, len: usize::MAX / 16 };
+        for capacity in [1, 2, 1 << 20] {
+            assert!(BatchTensor::new(capacity, extent, extent).is_err());
+        }
     }
 }

@@ -1,16 +1,9 @@
-//! The shared engine's thread and the slots that streams fill for it.
+//! The frames between the streams and the shared engine: who may fill which slot, and the threads that run batches.
 //!
-//! There are as many tensors as workers and one more, so that one batch fills while another runs; their
-//! number does not grow with the streams. Slots are granted first come, first served. A stream stands in line
-//! with at most one frame, so that this is round robin among them. A stream that does not wait keeps its place in
-//! the line for its next frame; else one that waits, or whose frames happen to come at the right time, would get
-//! every slot. An idle engine waits for nobody: such places lapse.
+//! What to do follows from [`Queue`]; here are the tensors, the jobs, and the waiting.
 //!
-//! Lock order: `Shared::state` is taken alone, never with a ticket's or an element's lock held or taken
-//! inside it.
+//! Lock order: `Shared::state` is taken alone, never with a ticket's or an element's lock held or taken inside it.
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -18,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::policy::{self, Decision, Filling};
+use super::queue::{BatchId, Granted, Queue};
 use super::ticket::{Outcome, Ticket};
-use crate::decode::{self, Scratch, Thresholds};
+use super::worker::Worker;
+use crate::decode::Thresholds;
 use crate::engine::{Engine, EngineError, EngineErrorKind, ModelSpec};
 use crate::preprocess::TensorMut;
 use crate::preprocess::letterbox::Letterbox;
@@ -35,77 +29,78 @@ pub struct Job {
     pub batch_delay: Duration,
 }
 
+/// How long a stream waits for a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    None,
+    Until(Instant),
+    Endless,
+}
+
 /// Why no slot was given.
 #[derive(Clone, Debug)]
 pub enum Refused {
     /// The stream is flushing or stopping.
     Flushing,
-    /// None is free and the caller did not want to wait.
+    /// None was free for as long as the caller wanted to wait.
     Busy,
     /// The engine is gone.
     EngineLost(Arc<EngineError>),
 }
 
 /// One batch on its way: jobs by slot, `None` while being filled and for holes.
-struct Batch {
-    tensor: BatchTensor,
-    jobs: Vec<Option<Job>>,
-    filling: Filling,
+pub(super) struct Batch {
+    pub id: BatchId,
+    pub tensor: BatchTensor,
+    pub jobs: Vec<Option<Job>>,
 }
 
 impl Batch {
     /// Ends every ticket that is still pending.
-    fn settle(&self, outcome: &Outcome) {
-        self.jobs.iter().flatten().for_each(|job| job.ticket.settle(outcome.clone()));
+    pub fn settle(&self, outcome: &Outcome) {
+        for job in self.jobs.iter().flatten() {
+            job.ticket.settle(outcome.clone());
+        }
     }
 }
 
-/// A stream's place in the line for a slot.
-struct Claim {
-    stream: u64,
-    /// Its thread waits right here; otherwise it comes back with its next frame.
-    present: bool,
-}
-
-struct State {
+pub(super) struct State {
+    pub queue: Queue,
+    /// Being filled; the queue knows the same ones.
+    pub forming: Vec<Batch>,
     /// Tensors at rest. Taken for filling, given back after the run.
     free: Vec<BatchTensor>,
-    filling: Option<Batch>,
-    /// Streams that want a slot, first come first.
-    line: VecDeque<Claim>,
-    /// A recycled list, so that a batch's jobs need no allocation.
+    /// Recycled lists, so that a batch's jobs need no allocation.
     spare_jobs: Vec<Vec<Option<Job>>>,
-    /// `max-batch` of every stream that is attached; the largest decides.
-    wishes: Vec<(u64, usize)>,
-    running: bool,
-    stop: bool,
+    /// What each stream's thread waits on.
+    waiters: Vec<(u64, Arc<Condvar>)>,
+    pub stop: bool,
     /// The process exits: nothing of the engine's library may be touched any more.
-    exiting: bool,
-    /// The worker is through, its engine released or left alone.
-    ended: bool,
-    lost: Option<Arc<EngineError>>,
-    batches: u64,
-    frames: u64,
+    pub exiting: bool,
+    /// Workers that have not yet let go of the engine.
+    pub workers: usize,
+    pub lost: Option<Arc<EngineError>>,
+    pub batches: u64,
+    pub frames: u64,
+    pub last_run: Duration,
 }
 
-struct Shared {
-    state: Mutex<State>,
-    /// For the worker: a slot settled, a drain is wanted, or it shall stop.
-    work: Condvar,
-    /// For streams: a slot may be free, or waiting has no more sense.
-    room: Condvar,
-    spec: ModelSpec,
-    next_stream: AtomicU64,
+pub(super) struct Shared {
+    pub state: Mutex<State>,
+    /// For workers: a slot settled, a drain is wanted, or they shall stop.
+    pub work: Condvar,
+    /// For whoever waits for the workers' end.
+    pub ended: Condvar,
+    pub spec: ModelSpec,
 }
 
-/// Tensors beside the one that runs.
-const WORKERS: usize = 1;
-
-/// One engine's queue and worker. Dropping it ends the run in progress, then the thread, then the engine.
+/// One engine's queue and workers. Dropping it ends the runs in progress, then the threads, then the engine.
 pub struct Batcher {
     shared: Arc<Shared>,
-    /// `None` only while dropping.
-    worker: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
+    next_stream: AtomicU64,
+    /// See [`Self::first_to_tell`].
+    told: AtomicBool,
 }
 
 /// Figures of one engine.
@@ -116,53 +111,68 @@ pub struct BatcherStats {
     pub frames: u64,
     pub slots: usize,
     pub waiting: usize,
+    /// Most frames in a batch as things are.
+    pub batch_limit: usize,
+    /// The latest run of a batch.
+    pub last_run: Duration,
 }
 
 impl Batcher {
-    pub fn new(engine: Box<dyn Engine>) -> Result<Self, EngineError> {
+    /// Starts as many workers as the engine takes callers.
+    pub fn new(engine: Arc<dyn Engine>) -> Result<Self, EngineError> {
         let spec = engine.spec().clone();
+        let workers = spec.callers.max(1);
+        let queue = Queue::new(spec.batch, workers);
+        let free = (0..=workers)
+            .map(|_| BatchTensor::new(queue.capacity(), spec.input, spec.output))
+            .collect::<Result<_, _>>()
+            .map_err(|error| out_of_memory(&spec, &error))?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                free: Vec::new(),
-                filling: None,
-                line: VecDeque::new(),
+                queue,
+                forming: Vec::new(),
+                free,
                 spare_jobs: Vec::new(),
-                wishes: Vec::new(),
-                running: false,
+                waiters: Vec::new(),
                 stop: false,
                 exiting: false,
-                ended: false,
+                workers: 0,
                 lost: None,
                 batches: 0,
                 frames: 0,
+                last_run: spec.warm_run,
             }),
             work: Condvar::new(),
-            room: Condvar::new(),
+            ended: Condvar::new(),
             spec,
-            next_stream: AtomicU64::new(0),
         });
-        {
-            let mut state = shared.state.lock();
-            for _ in 0..=WORKERS {
-                let tensor =
-                    BatchTensor::new(state.capacity(&shared.spec), shared.spec.input, shared.spec.output);
-                state.free.push(tensor);
-            }
+        let mut batcher = Self {
+            shared: shared.clone(),
+            workers: Vec::new(),
+            next_stream: AtomicU64::new(0),
+            told: AtomicBool::new(false),
+        };
+        for number in 0..workers {
+            let worker = Worker::new(shared.clone(), engine.clone());
+            shared.state.lock().workers += 1;
+            let thread = std::thread::Builder::new()
+                .name(format!("yolo-engine-{number}"))
+                .spawn(move || worker.run())
+                .map_err(|error| {
+                    shared.state.lock().workers -= 1;
+                    EngineError::new(
+                        EngineErrorKind::Settings,
+                        "a thread for the engine cannot be started",
+                        error,
+                    )
+                })?;
+            batcher.workers.push(thread);
         }
-        let worker = std::thread::Builder::new()
-            .name("yolo-engine".into())
-            .spawn({
-                let shared = shared.clone();
-                move || Worker { shared, engine, scratch: Scratch::default() }.run()
-            })
-            .map_err(|error| {
-                EngineError::new(EngineErrorKind::Settings, "the engine's thread cannot be started", error)
-            })?;
-        let mut workers = WORKERS_ALIVE.lock();
-        workers.retain(|worker| worker.strong_count() > 0);
-        workers.push(Arc::downgrade(&shared));
-        drop(workers);
-        Ok(Self { shared, worker: Some(worker) })
+        let mut alive = WORKERS_ALIVE.lock();
+        alive.retain(|workers| workers.strong_count() > 0);
+        alive.push(Arc::downgrade(&shared));
+        drop(alive);
+        Ok(batcher)
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -171,19 +181,25 @@ impl Batcher {
 
     /// A stream that wants batches of up to `max_batch` frames, from now until the handle is dropped.
     pub fn attach(self: &Arc<Self>, max_batch: usize) -> Stream {
-        let id = self.shared.next_stream.fetch_add(1, Ordering::Relaxed);
-        self.shared.state.lock().wishes.push((id, max_batch.max(1)));
-        Stream { id, batcher: self.clone(), flushing: AtomicBool::new(false) }
+        let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
+        let woken = Arc::new(Condvar::new());
+        let mut state = self.shared.state.lock();
+        state.queue.attach(id, max_batch);
+        state.waiters.push((id, woken.clone()));
+        drop(state);
+        Stream { id, woken, batcher: self.clone(), flushing: AtomicBool::new(false) }
     }
 
     pub fn stats(&self) -> BatcherStats {
         let state = self.shared.state.lock();
         BatcherStats {
-            streams: state.wishes.len(),
+            streams: state.queue.streams(),
             batches: state.batches,
             frames: state.frames,
-            slots: (WORKERS + 1) * state.capacity(&self.shared.spec),
-            waiting: state.line.iter().filter(|claim| claim.present).count(),
+            slots: state.queue.slots(),
+            waiting: state.queue.waiting(),
+            batch_limit: state.queue.capacity(),
+            last_run: state.last_run,
         }
     }
 
@@ -191,9 +207,22 @@ impl Batcher {
     pub fn is_lost(&self) -> bool {
         self.shared.state.lock().lost.is_some()
     }
+
+    /// True for the first who asks: what concerns the model itself is said once, not by every stream.
+    pub fn first_to_tell(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
+    }
 }
 
-/// Every worker of the process, those included whose last stream is just leaving.
+fn out_of_memory(spec: &ModelSpec, error: &crate::tensor::AllocError) -> EngineError {
+    EngineError::new(
+        EngineErrorKind::OutOfMemory,
+        format!("there is no memory for the frames of the model {}: {error}", spec.file.display()),
+        "",
+    )
+}
+
+/// The workers of every engine of the process, those included whose last stream is just leaving.
 static WORKERS_ALIVE: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
 /// For the process's exit: has every worker stop and leave its engine as it is, and waits up to `patience` for
@@ -205,14 +234,12 @@ pub fn quiesce(patience: Duration) {
     let workers: Vec<_> = workers.iter().filter_map(Weak::upgrade).collect();
     for shared in &workers {
         let Some(mut state) = shared.state.try_lock_until(deadline) else { continue };
-        state.stop = true;
         state.exiting = true;
-        shared.work.notify_all();
-        shared.room.notify_all();
+        state.end(&shared.work);
     }
     for shared in &workers {
         let Some(mut state) = shared.state.try_lock_until(deadline) else { continue };
-        while !state.ended && !shared.room.wait_until(&mut state, deadline).timed_out() {}
+        while state.workers > 0 && !shared.ended.wait_until(&mut state, deadline).timed_out() {}
     }
     // Their tensors hold values of the engine's library.
     std::mem::forget(workers);
@@ -220,14 +247,9 @@ pub fn quiesce(patience: Duration) {
 
 impl Drop for Batcher {
     fn drop(&mut self) {
-        {
-            let mut state = self.shared.state.lock();
-            state.stop = true;
-            self.shared.work.notify_all();
-            self.shared.room.notify_all();
-        }
-        if let Some(worker) = self.worker.take() {
-            // The worker catches its own panics.
+        self.shared.state.lock().end(&self.shared.work);
+        for worker in self.workers.drain(..) {
+            // Workers catch their own panics.
             let _ = worker.join();
         }
     }
@@ -236,6 +258,7 @@ impl Drop for Batcher {
 /// One stream's access to the engine.
 pub struct Stream {
     id: u64,
+    woken: Arc<Condvar>,
     batcher: Arc<Batcher>,
     flushing: AtomicBool,
 }
@@ -254,103 +277,112 @@ impl Stream {
         // Under the lock, or a waiter between its check and its wait would miss it.
         let mut state = self.batcher.shared.state.lock();
         self.flushing.store(flushing, Ordering::Relaxed);
-        state.line.retain(|claim| claim.present || claim.stream != self.id);
-        self.batcher.shared.room.notify_all();
+        state.queue.withdraw(self.id);
+        self.woken.notify_all();
+        state.wake();
     }
 
-    /// A slot in the batch that is being filled, waiting for it if `wait`.
-    pub fn acquire(&self, wait: bool) -> Result<Slot, Refused> {
+    /// A slot in a batch that is being filled, in fair turns, shared by `priority` (at least 1).
+    pub fn acquire(&self, priority: u32, mut patience: Patience) -> Result<Slot, Refused> {
         let shared = &self.batcher.shared;
         let mut state = shared.state.lock();
-        let outcome = loop {
+        let refused = loop {
             if let Some(lost) = &state.lost {
-                break Err(Refused::EngineLost(lost.clone()));
+                break Refused::EngineLost(lost.clone());
             }
             if self.flushing.load(Ordering::Relaxed) || state.stop {
-                break Err(Refused::Flushing);
+                break Refused::Flushing;
             }
-            if !state.running && state.filling.is_none() {
-                state.line.retain(|claim| claim.present || claim.stream == self.id);
+            if let Some(granted) = state.queue.ask(self.id, priority, patience != Patience::None) {
+                let memory = state.hand_out(granted, &shared.spec);
+                // The next in line may find room too.
+                state.wake();
+                drop(state);
+                return Ok(Slot {
+                    memory: Some(memory),
+                    batch: granted.batch,
+                    index: granted.index,
+                    batcher: self.batcher.clone(),
+                });
             }
-            let place = state.line.iter().position(|claim| claim.stream == self.id);
-            let ahead = place.unwrap_or(state.line.len());
-            if state.room(&shared.spec) > ahead
-                && let Some(granted) = state.grant(&shared.spec)
-            {
-                break Ok(granted);
+            match patience {
+                Patience::None => return Err(Refused::Busy),
+                Patience::Endless => self.woken.wait(&mut state),
+                Patience::Until(deadline) => {
+                    if self.woken.wait_until(&mut state, deadline).timed_out() {
+                        // Asks once more, as one who does not wait.
+                        patience = Patience::None;
+                    }
+                }
             }
-            match place {
-                Some(place) => state.line[place].present = wait,
-                None => state.line.push_back(Claim { stream: self.id, present: wait }),
-            }
-            if !wait {
-                return Err(Refused::Busy);
-            }
-            shared.room.wait(&mut state);
         };
-        state.line.retain(|claim| claim.stream != self.id);
-        if !state.line.is_empty() {
-            // The next in line may find room too.
-            shared.room.notify_all();
-        }
-        outcome.map(|(slot, index)| Slot { memory: Some(slot), index, batcher: self.batcher.clone() })
+        state.queue.leave(self.id);
+        state.wake();
+        Err(refused)
     }
 
     /// Asks that what is handed in runs now, however few they are.
     pub fn hurry(&self) {
-        let mut state = self.batcher.shared.state.lock();
-        if let Some(batch) = &mut state.filling {
-            batch.filling.urgent = true;
-            self.batcher.shared.work.notify_one();
-        }
+        self.batcher.shared.state.lock().queue.hurry();
+        self.batcher.shared.work.notify_all();
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut state = self.batcher.shared.state.lock();
-        state.wishes.retain(|(id, _)| *id != self.id);
-        state.line.retain(|claim| claim.stream != self.id);
-        self.batcher.shared.room.notify_all();
+        state.queue.detach(self.id);
+        state.waiters.retain(|(id, _)| *id != self.id);
+        state.wake();
     }
 }
 
 impl State {
-    fn capacity(&self, spec: &ModelSpec) -> usize {
-        spec.batch.frames(self.wishes.iter().map(|(_, wish)| *wish).max().unwrap_or(1))
-    }
-
-    /// Slots that could be granted right now.
-    fn room(&self, spec: &ModelSpec) -> usize {
-        match &self.filling {
-            Some(batch) => batch.filling.capacity - batch.filling.granted,
-            None if self.free.is_empty() => 0,
-            None => self.capacity(spec),
+    /// Wakes those streams that would get a slot now, and no others.
+    pub fn wake(&mut self) {
+        for stream in self.queue.entitled() {
+            if let Some((_, woken)) = self.waiters.iter().find(|(id, _)| *id == stream) {
+                woken.notify_one();
+            }
         }
     }
 
-    fn grant(&mut self, spec: &ModelSpec) -> Option<(TensorSlot, usize)> {
-        if self.filling.is_none() {
-            let capacity = self.capacity(spec);
-            let mut tensor = self.free.pop()?;
+    /// Nothing more is run or granted.
+    pub fn end(&mut self, work: &Condvar) {
+        self.stop = true;
+        work.notify_all();
+        self.waiters.iter().for_each(|(_, woken)| {
+            woken.notify_all();
+        });
+    }
+
+    /// The memory of a slot that the queue granted.
+    fn hand_out(&mut self, granted: Granted, spec: &ModelSpec) -> TensorSlot {
+        if let Some(capacity) = granted.opens {
+            // The queue counts them: it opens no more batches than there are tensors.
+            let mut tensor = self.free.pop().expect("a tensor for each batch");
             if tensor.capacity() != capacity {
-                // A stream with another `max-batch` came or went; rare, and never while a batch is in use.
-                tensor = BatchTensor::new(capacity, spec.input, spec.output);
+                // The largest `max-batch` or the ceiling changed; rare, and never while a batch is in use.
+                match BatchTensor::new(capacity, spec.input, spec.output) {
+                    Ok(fitting) => tensor = fitting,
+                    Err(_) => self.queue.limit(granted.batch, tensor.capacity()),
+                }
             }
             let mut jobs = self.spare_jobs.pop().unwrap_or_default();
-            jobs.resize_with(capacity, || None);
-            self.filling = Some(Batch { tensor, jobs, filling: Filling { capacity, ..Default::default() } });
+            jobs.resize_with(tensor.capacity(), || None);
+            self.forming.push(Batch { id: granted.batch, tensor, jobs });
         }
-        let batch = self.filling.as_mut()?;
-        if batch.filling.granted == batch.filling.capacity {
-            return None;
-        }
-        let index = batch.filling.granted;
-        batch.filling.granted += 1;
-        Some((batch.tensor.slot(index), index))
+        let batch = self.forming.iter_mut().find(|batch| batch.id == granted.batch);
+        batch.expect("made with the batch's first slot").tensor.slot(granted.index)
     }
 
-    fn recycle(&mut self, mut batch: Batch) {
+    /// Takes a batch out of those that are being filled.
+    pub fn take(&mut self, id: BatchId) -> Option<Batch> {
+        let place = self.forming.iter().position(|batch| batch.id == id)?;
+        Some(self.forming.swap_remove(place))
+    }
+
+    pub fn recycle(&mut self, mut batch: Batch) {
         batch.jobs.clear();
         self.spare_jobs.push(batch.jobs);
         self.free.push(batch.tensor);
@@ -361,6 +393,7 @@ impl State {
 pub struct Slot {
     /// `None` once given back.
     memory: Option<TensorSlot>,
+    batch: BatchId,
     index: usize,
     batcher: Arc<Batcher>,
 }
@@ -384,157 +417,26 @@ impl Slot {
         }
         let shared = &self.batcher.shared;
         let mut state = shared.state.lock();
-        if let Some(lost) = state.lost.clone() {
-            drop(state);
-            if let Some(job) = job {
-                job.ticket.settle(Outcome::EngineLost(lost));
-            }
-            return;
-        }
+        let due = job.as_ref().map(|job| Instant::now() + job.batch_delay);
         // The batch cannot have been sealed meanwhile: that waits for this very slot. It can have been thrown away.
-        let Some(batch) = &mut state.filling else {
-            drop(state);
-            if let Some(job) = job {
-                job.ticket.cancel();
+        if state.queue.settle(self.batch, due) {
+            if let Some(batch) = state.forming.iter_mut().find(|batch| batch.id == self.batch) {
+                batch.jobs[self.index] = job;
             }
+            shared.work.notify_one();
             return;
-        };
-        batch.filling.settled += 1;
-        if let Some(job) = job {
-            let due = Instant::now() + job.batch_delay;
-            batch.filling.due = Some(batch.filling.due.map_or(due, |known| known.min(due)));
-            batch.filling.ready += 1;
-            batch.jobs[self.index] = Some(job);
         }
-        shared.work.notify_one();
+        let outcome = state.lost.clone().map_or(Outcome::Cancelled, Outcome::EngineLost);
+        drop(state);
+        if let Some(job) = job {
+            job.ticket.settle(outcome);
+        }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.settle(None);
-    }
-}
-
-struct Worker {
-    shared: Arc<Shared>,
-    engine: Box<dyn Engine>,
-    scratch: Scratch,
-}
-
-impl Worker {
-    fn run(mut self) {
-        while let Some(mut batch) = self.next_batch() {
-            // Not a vfunc: nobody else would catch a panic here, and every stream would wait for ever.
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.process(&mut batch)));
-            if outcome.is_err() {
-                let message = format!(
-                    "running the model {} panicked; restart the pipeline to load it anew",
-                    self.shared.spec.file.display()
-                );
-                self.lose(batch, EngineError::new(EngineErrorKind::Run, message, ""));
-                break;
-            }
-            self.finish(batch);
-        }
-        self.end();
-        let Self { shared, engine, .. } = self;
-        if shared.state.lock().exiting {
-            // Its library may be gone while it is released.
-            std::mem::forget(engine);
-        } else {
-            drop(engine);
-        }
-        shared.state.lock().ended = true;
-        shared.room.notify_all();
-    }
-
-    /// Waits for a batch that shall run; `None` when the engine is to end.
-    fn next_batch(&self) -> Option<Batch> {
-        let mut state = self.shared.state.lock();
-        loop {
-            if state.stop {
-                return None;
-            }
-            let decision = match &state.filling {
-                Some(batch) => policy::decide(&batch.filling, Instant::now()),
-                None => Decision::Wait(None),
-            };
-            match decision {
-                Decision::Wait(None) => self.shared.work.wait(&mut state),
-                Decision::Wait(Some(until)) => {
-                    self.shared.work.wait_until(&mut state, until);
-                }
-                Decision::Discard => {
-                    if let Some(batch) = state.filling.take() {
-                        state.recycle(batch);
-                        self.shared.room.notify_all();
-                    }
-                }
-                Decision::Dispatch => {
-                    let batch = state.filling.take()?;
-                    state.running = true;
-                    // Another tensor can be filled from here on.
-                    self.shared.room.notify_all();
-                    return Some(batch);
-                }
-            }
-        }
-    }
-
-    fn process(&mut self, batch: &mut Batch) {
-        let started = Instant::now();
-        let frames = batch.filling.granted;
-        if let Err(error) = self.engine.run(&mut batch.tensor, frames) {
-            batch.settle(&Outcome::Failed(Arc::new(error)));
-            return;
-        }
-        let inference = started.elapsed();
-        let fill = batch.filling.ready as u32;
-        let layout = &self.engine.spec().layout;
-        for (index, job) in batch.jobs.iter().enumerate() {
-            let Some(job) = job else { continue };
-            let output = batch.tensor.output(index);
-            job.ticket.complete(started, inference, fill, |detections| {
-                decode::decode(
-                    layout,
-                    output,
-                    &job.thresholds,
-                    &job.letterbox,
-                    &mut self.scratch,
-                    detections,
-                );
-            });
-        }
-    }
-
-    fn finish(&self, batch: Batch) {
-        let mut state = self.shared.state.lock();
-        state.running = false;
-        state.batches += 1;
-        state.frames += batch.filling.ready as u64;
-        state.recycle(batch);
-        self.shared.room.notify_all();
-    }
-
-    /// Nothing runs any more; [`Self::end`] follows.
-    fn lose(&self, batch: Batch, error: EngineError) {
-        let error = Arc::new(error);
-        self.shared.state.lock().lost = Some(error.clone());
-        batch.settle(&Outcome::EngineLost(error));
-    }
-
-    /// Nobody is left who would run what was handed in.
-    fn end(&self) {
-        let (abandoned, outcome) = {
-            let mut state = self.shared.state.lock();
-            state.running = false;
-            self.shared.room.notify_all();
-            (state.filling.take(), state.lost.clone().map_or(Outcome::Cancelled, Outcome::EngineLost))
-        };
-        if let Some(batch) = abandoned {
-            batch.settle(&outcome);
-        }
     }
 }
 

@@ -1,10 +1,17 @@
 //! Between the streams and the engine: who gets a slot, when a batch runs, and where its results go.
 //!
-//! Knows neither pads nor buffers, only slots and tickets: it never pushes and takes no element's lock.
+//! Pure, with the time passed in: [`line`] (who is next), [`policy`] (when a batch runs), [`ceiling`] (how large it may
+//! be), and [`queue`], which puts these together. Around them [`batcher`] keeps the frames and the results' [`ticket`]s,
+//! and [`worker`] runs. Knows neither pads nor buffers, only slots and tickets: it never pushes and takes no element's
+//! lock.
 
 pub mod batcher;
+pub mod ceiling;
+pub mod line;
 pub mod policy;
+pub mod queue;
 pub mod ticket;
+mod worker;
 
-pub use batcher::{Batcher, Refused, Slot, Stream};
+pub use batcher::{Batcher, Patience, Refused, Slot, Stream};
 pub use ticket::{Outcome, Ticket};

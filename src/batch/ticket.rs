@@ -33,6 +33,19 @@ pub struct RunReport {
     pub decode: Duration,
     /// Frames that ran together, holes not counted; at least 1.
     pub batch: u32,
+    /// The frame's batch had to be split.
+    pub reduced: Option<Reduced>,
+}
+
+/// A batch that ran out of memory and was run in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reduced {
+    /// Tells batches of one engine apart.
+    pub batch: u64,
+    /// Frames that were too many.
+    pub frames: u32,
+    /// Most frames in a run from now on.
+    pub limit: u32,
 }
 
 #[derive(Default)]
@@ -69,13 +82,24 @@ impl Ticket {
         state.outcome.clone()
     }
 
+    /// As [`Self::wait`], but no longer than until `deadline`; whether the frame is settled.
+    pub fn wait_until(&self, deadline: Instant) -> bool {
+        let mut state = self.state.lock();
+        while matches!(state.outcome, Outcome::Pending) {
+            if self.settled.wait_until(&mut state, deadline).timed_out() {
+                return !matches!(state.outcome, Outcome::Pending);
+            }
+        }
+        true
+    }
+
     pub fn outcome(&self) -> Outcome {
         self.state.lock().outcome.clone()
     }
 
-    /// Wakes the waiter; a result that comes later is not written any more.
-    pub fn cancel(&self) {
-        self.settle(Outcome::Cancelled);
+    /// Wakes the waiter; a result that comes later is not written any more. Whether there was none yet.
+    pub fn cancel(&self) -> bool {
+        self.settle(Outcome::Cancelled)
     }
 
     /// Calls `read` with the result; empty before it is done.
@@ -88,21 +112,27 @@ impl Ticket {
         self.state.lock().submitted = Some(now);
     }
 
-    /// Ends a ticket that is still pending; others keep their outcome.
-    pub(super) fn settle(&self, outcome: Outcome) {
+    /// Whether anybody still wants the result.
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.state.lock().outcome, Outcome::Pending)
+    }
+
+    /// Ends a ticket that is still pending; others keep their outcome. Whether it was.
+    pub(super) fn settle(&self, outcome: Outcome) -> bool {
         let mut state = self.state.lock();
-        if matches!(state.outcome, Outcome::Pending) {
+        let pending = matches!(state.outcome, Outcome::Pending);
+        if pending {
             state.outcome = outcome;
             self.settled.notify_all();
         }
+        pending
     }
 
-    /// Lets `decode` fill the list of a frame that is still wanted.
+    /// The run of a frame that is still wanted ended: `decode` fills its list, unless the run failed.
     pub(super) fn complete(
         &self,
-        started: Instant,
-        inference: Duration,
-        batch: u32,
+        run: &Run,
+        outcome: Result<(), Arc<EngineError>>,
         decode: impl FnOnce(&mut Vec<Detection>),
     ) {
         let mut state = self.state.lock();
@@ -110,32 +140,68 @@ impl Ticket {
             return;
         }
         let start = Instant::now();
-        decode(&mut state.detections);
-        let queued =
-            state.submitted.map_or(Duration::ZERO, |submitted| started.saturating_duration_since(submitted));
-        state.report = RunReport { queued, inference, decode: start.elapsed(), batch };
-        state.outcome = Outcome::Done;
+        let outcome = match outcome {
+            Ok(()) => {
+                decode(&mut state.detections);
+                Outcome::Done
+            }
+            Err(error) => Outcome::Failed(error),
+        };
+        let queued = state
+            .submitted
+            .map_or(Duration::ZERO, |submitted| run.started.saturating_duration_since(submitted));
+        state.report = RunReport {
+            queued,
+            inference: run.took,
+            decode: start.elapsed(),
+            batch: run.frames,
+            reduced: run.reduced,
+        };
+        state.outcome = outcome;
         self.settled.notify_all();
     }
+}
+
+/// A run as its frames are told of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub started: Instant,
+    pub took: Duration,
+    pub frames: u32,
+    pub reduced: Option<Reduced>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn run(frames: u32) -> Run {
+        Run { started: Instant::now(), took: Duration::from_millis(7), frames, reduced: None }
+    }
+
     #[test]
     fn a_cancelled_ticket_takes_no_late_result() {
         let ticket = Ticket::default();
-        ticket.cancel();
-        ticket.complete(Instant::now(), Duration::ZERO, 1, |list| list.push(Detection::default()));
+        assert!(ticket.cancel());
+        ticket.complete(&run(1), Ok(()), |list| list.push(Detection::default()));
         assert!(matches!(ticket.wait(), Outcome::Cancelled));
         ticket.with_result(|detections, _| assert!(detections.is_empty()));
         ticket.reset();
-        ticket.complete(Instant::now(), Duration::from_millis(7), 3, |list| list.push(Detection::default()));
-        ticket.cancel();
+        ticket.complete(&run(3), Ok(()), |list| list.push(Detection::default()));
+        assert!(!ticket.cancel());
         assert!(matches!(ticket.wait(), Outcome::Done));
         ticket.with_result(|detections, report| {
             assert_eq!((detections.len(), report.batch, report.inference), (1, 3, Duration::from_millis(7)));
         });
+    }
+
+    #[test]
+    fn a_wait_with_a_deadline_ends() {
+        let ticket = Ticket::default();
+        assert!(!ticket.wait_until(Instant::now() + Duration::from_millis(1)));
+        let error = Arc::new(EngineError::new(crate::engine::EngineErrorKind::Run, "no", ""));
+        ticket.complete(&run(1), Err(error), |_| panic!("there is nothing to decode"));
+        assert!(ticket.wait_until(Instant::now()));
+        assert!(matches!(ticket.outcome(), Outcome::Failed(_)));
     }
 }

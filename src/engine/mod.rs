@@ -2,10 +2,12 @@
 
 pub mod model;
 pub mod onnx;
+pub mod plan;
 pub mod registry;
 pub mod runtime;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,15 +21,31 @@ pub enum BatchSize {
     /// Always this many; a smaller batch runs with unused frames.
     Fixed(usize),
     Any,
+    /// Any, but on a device that keeps memory for every number it has ever run: a smaller batch runs with unused
+    /// frames up to the next power of two.
+    Steps,
 }
 
 impl BatchSize {
-    /// The number of frames to run, or to have room for, where `wanted` are.
-    pub fn frames(self, wanted: usize) -> usize {
+    /// Room that a batch has where up to `wanted` frames shall run together.
+    pub fn capacity(self, wanted: usize) -> usize {
         match self {
             BatchSize::Fixed(size) => size,
-            BatchSize::Any => wanted,
+            BatchSize::Any | BatchSize::Steps => wanted,
         }
+    }
+
+    /// Frames to run so that the first `frames` of a batch of this `capacity` are.
+    pub fn run(self, frames: usize, capacity: usize) -> usize {
+        match self {
+            BatchSize::Fixed(size) => size,
+            BatchSize::Any => frames,
+            BatchSize::Steps => frames.next_power_of_two().min(capacity),
+        }
+    }
+
+    pub fn is_fixed(self) -> bool {
+        matches!(self, BatchSize::Fixed(_))
     }
 }
 
@@ -43,6 +61,8 @@ pub struct ModelSpec {
     pub layout: Layout,
     /// From the model's own metadata.
     pub labels: Option<Labels>,
+    /// Runs that may be in progress at the same time.
+    pub callers: usize,
     /// Where it runs, as `active-device` shows it.
     pub device: String,
     /// Of the warm-up's second run, batch 1 (or the fixed batch): the first guess at the latency.
@@ -51,14 +71,16 @@ pub struct ModelSpec {
     pub loaded_bytes: u64,
 }
 
-/// One loaded model. Owned by one worker thread.
-pub trait Engine: Send {
+/// One loaded model, run by up to [`ModelSpec::callers`] threads at the same time.
+pub trait Engine: Send + Sync {
     fn spec(&self) -> &ModelSpec;
 
-    /// Runs the first `frames` frames of `batch`: reads its input, fills its output.
+    /// Runs these frames of `batch`: reads their input, fills their output. With [`BatchSize::Fixed`] it is always
+    /// the whole batch.
     ///
-    /// On an error the output is undefined and the engine stays usable.
-    fn run(&mut self, batch: &mut BatchTensor, frames: usize) -> Result<(), EngineError>;
+    /// On an error the output is undefined and the engine stays usable; after [`EngineErrorKind::OutOfMemory`] fewer
+    /// frames may go well.
+    fn run(&self, batch: &mut BatchTensor, frames: Range<usize>) -> Result<(), EngineError>;
 }
 
 /// Why a model cannot be loaded or run. The text names the file and the way out.
@@ -82,6 +104,8 @@ pub enum EngineErrorKind {
     Settings,
     /// The model loaded, but a run failed.
     Run,
+    /// There was not enough memory, for so many frames at least.
+    OutOfMemory,
 }
 
 impl EngineError {
@@ -98,3 +122,24 @@ impl fmt::Display for EngineError {
 }
 
 impl std::error::Error for EngineError {}
+
+#[cfg(test)]
+mod tests {
+    use super::BatchSize::{Any, Fixed, Steps};
+
+    #[test]
+    fn runs_are_as_large_as_the_model_and_its_device_want() {
+        for (batch, frames, capacity, run) in [
+            (Fixed(4), 1, 4, 4),
+            (Any, 3, 8, 3),
+            (Steps, 1, 8, 1),
+            (Steps, 3, 8, 4),
+            (Steps, 5, 8, 8),
+            (Steps, 5, 6, 6),
+            (Steps, 6, 6, 6),
+        ] {
+            assert_eq!(batch.run(frames, capacity), run, "{frames} frames of {capacity}, {batch:?}");
+        }
+        assert_eq!([Fixed(4).capacity(9), Any.capacity(9), Steps.capacity(6)], [4, 9, 6]);
+    }
+}

@@ -1,9 +1,12 @@
 //! One ONNX Runtime session behind [`Engine`]. With [`super::runtime`], the only file that names `ort`.
 //!
 //! A run goes through the C API: its input and output are views, made once, of a [`BatchTensor`]'s own
-//! memory, so that a run copies no tensor and allocates nothing on our side.
+//! memory, so that a run copies no tensor and allocates nothing on our side. ONNX Runtime documents that `Run` may be
+//! called by several threads at once on one session; `ort`'s own call wants it exclusively. `tests/callers.rs` compares
+//! 100,000 such runs, bit by bit, with single ones.
 
 use std::ffi::CString;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::time::Instant;
@@ -16,6 +19,7 @@ use ort::sys::{ONNXTensorElementDataType as OrtElement, OrtMemoryInfo, OrtValue}
 use ort::value::{Outlet, TensorElementType, ValueType};
 
 use super::model::{DeclaredInput, InputPlan};
+use super::plan::Plan;
 use super::{Engine, EngineError, EngineErrorKind, ModelSpec, runtime};
 use crate::decode::{Head, Layout, ModelMetadata, OutputShape};
 use crate::detection::Labels;
@@ -28,8 +32,7 @@ pub struct SessionOptions {
     pub model: PathBuf,
     pub library: Option<PathBuf>,
     pub head: Option<Head>,
-    /// Threads of one run, at least 1.
-    pub threads: usize,
+    pub plan: Plan,
 }
 
 /// A loaded model.
@@ -66,7 +69,7 @@ impl OnnxEngine {
         let host = HostMemory::new().map_err(|error| run_failed(file, error))?;
         let input_name = c_name(file, &inputs[0].name)?;
 
-        let warm_frames = plan.batch.frames(1);
+        let warm_frames = plan.batch.capacity(1);
         let shapes = probe(&session, &host, &plan, &input_name, warm_frames, file)?;
         let layout =
             Layout::find(options.head, &metadata, (plan.height as usize, plan.width as usize), &shapes)
@@ -89,6 +92,7 @@ impl OnnxEngine {
                 output: FrameExtent { element: output_element, len: layout.frame_len() },
                 labels: metadata.names.map(Labels::new),
                 layout,
+                callers: options.plan.callers,
                 device: "cpu".into(),
                 warm_run: Default::default(),
                 loaded_bytes: 0,
@@ -99,9 +103,9 @@ impl OnnxEngine {
             output_in_place,
             host,
         };
-        let mut warm = BatchTensor::new(warm_frames, engine.spec.input, engine.spec.output);
+        let mut warm = tensor(file, warm_frames, engine.spec.input, engine.spec.output)?;
         let start = Instant::now();
-        engine.run(&mut warm, 1)?;
+        engine.run(&mut warm, 0..warm_frames)?;
         engine.spec.warm_run = start.elapsed();
         drop(warm);
         // Loading leaves the parsed file and the graph before optimisation behind as free heap.
@@ -110,45 +114,43 @@ impl OnnxEngine {
         Ok(engine)
     }
 
-    /// Views of `batch` for a run of `frames` frames, made at the first such run.
-    fn views<'a>(&self, batch: &'a mut BatchTensor, frames: usize) -> ort::Result<&'a Views> {
+    /// Views of these frames of `batch`, made at the first run of them.
+    fn views<'a>(&self, batch: &'a mut BatchTensor, frames: &Range<usize>) -> ort::Result<&'a Views> {
         if !batch.binding.as_ref().is_some_and(|binding| binding.is::<Bindings>()) {
-            let mut bindings = Bindings::default();
-            bindings.0.resize_with(batch.capacity(), || None);
-            batch.binding = Some(Box::new(bindings));
+            batch.binding = Some(Box::new(Bindings::default()));
         }
-        let missing = bindings(batch).is_some_and(|bindings| bindings.0[frames - 1].is_none());
-        if missing {
+        if bindings(batch).and_then(|bindings| bindings.of(frames)).is_none() {
             let views = self.make_views(batch, frames)?;
             if let Some(bindings) = bindings_mut(batch) {
-                bindings.0[frames - 1] = Some(views);
+                bindings.0.push((frames.clone(), views));
             }
         }
         bindings(batch)
-            .and_then(|bindings| bindings.0[frames - 1].as_ref())
+            .and_then(|bindings| bindings.of(frames))
             .ok_or_else(|| ort::Error::new("the batch has no views"))
     }
 
-    fn make_views(&self, batch: &mut BatchTensor, frames: usize) -> ort::Result<Views> {
+    fn make_views(&self, batch: &mut BatchTensor, frames: &Range<usize>) -> ort::Result<Views> {
         let (width, height) = self.spec.input_size;
-        let bytes = frames * self.spec.input.bytes();
+        let ModelSpec { input: input_frame, output: output_frame, .. } = self.spec;
+        let bytes = |frame: FrameExtent| frames.start * frame.bytes()..frames.end * frame.bytes();
         let Some(input) = batch.input_bytes() else {
             return Err(ort::Error::new("a slot of the batch is still out"));
         };
-        let shape = [frames as i64, 3, i64::from(height), i64::from(width)];
-        let input = self.host.view(&mut input[..bytes], &shape, self.spec.input.element)?;
+        let shape = [frames.len() as i64, 3, i64::from(height), i64::from(width)];
+        let input = self.host.view(&mut input[bytes(input_frame)], &shape, input_frame.element)?;
         let output = if self.output_in_place {
-            let mut shape = vec![frames as i64];
+            let mut shape = vec![frames.len() as i64];
             shape.extend(&self.output_dims);
-            let bytes = frames * self.spec.output.bytes();
-            Some(self.host.view(&mut batch.output_bytes()[..bytes], &shape, self.spec.output.element)?)
+            let output = &mut batch.output_bytes()[bytes(output_frame)];
+            Some(self.host.view(output, &shape, output_frame.element)?)
         } else {
             None
         };
         Ok(Views { input, output })
     }
 
-    fn run_batch(&self, batch: &mut BatchTensor, frames: usize) -> ort::Result<()> {
+    fn run_batch(&self, batch: &mut BatchTensor, frames: &Range<usize>) -> ort::Result<()> {
         if !batch.all_slots_returned() {
             return Err(ort::Error::new("a slot of the batch is still out"));
         }
@@ -170,15 +172,16 @@ impl OnnxEngine {
             return Err(ort::Error::new("the run gave no output"));
         };
         let (element, dims) = value.element_and_dims()?;
-        let same = dims.first() == Some(&(frames as i64)) && dims[1..] == self.output_dims[..];
+        let same = dims.first() == Some(&(frames.len() as i64)) && dims[1..] == self.output_dims[..];
         if !same || element != Some(self.spec.output.element) {
             return Err(ort::Error::new(format!(
                 "the output's shape changed from {:?} to {dims:?} between runs",
                 self.output_dims
             )));
         }
-        let bytes = frames * self.spec.output.bytes();
-        batch.output_bytes()[..bytes].copy_from_slice(value.bytes(bytes)?);
+        let frame = self.spec.output.bytes();
+        let bytes = value.bytes(frames.len() * frame)?;
+        batch.output_bytes()[frames.start * frame..frames.end * frame].copy_from_slice(bytes);
         Ok(())
     }
 }
@@ -188,17 +191,16 @@ impl Engine for OnnxEngine {
         &self.spec
     }
 
-    fn run(&mut self, batch: &mut BatchTensor, frames: usize) -> Result<(), EngineError> {
-        let frames = self.spec.batch.frames(frames);
-        debug_assert!(frames <= batch.capacity());
-        self.run_batch(batch, frames).map_err(|error| run_failed(&self.spec.file, error))
+    fn run(&self, batch: &mut BatchTensor, frames: Range<usize>) -> Result<(), EngineError> {
+        debug_assert!(frames.end <= batch.capacity());
+        self.run_batch(batch, &frames).map_err(|error| run_failed(&self.spec.file, error))
     }
 }
 
 fn open(environment: &ort::environment::Environment, options: &SessionOptions) -> ort::Result<Session> {
     // No memory pattern: it reserves 20–30 MB more with a nano model (120 MB with a large one) for no gain.
     Session::builder(environment)?
-        .with_intra_threads(options.threads)?
+        .with_intra_threads(options.plan.threads)?
         .with_memory_pattern(false)?
         // What goes wrong is reported by us; ONNX Runtime would print each failed run to stderr as well.
         .with_log_level(LogLevel::Fatal)?
@@ -238,7 +240,7 @@ fn probe(
     file: &Path,
 ) -> Result<Vec<OutputShape>, EngineError> {
     let none = FrameExtent { element: Element::F32, len: 0 };
-    let mut batch = BatchTensor::new(frames, plan.frame(), none);
+    let mut batch = tensor(file, frames, plan.frame(), none)?;
     let shape = [frames as i64, 3, i64::from(plan.height), i64::from(plan.width)];
     let names: Vec<CString> =
         session.outputs().iter().map(|output| c_name(file, output.name())).collect::<Result<_, _>>()?;
@@ -285,7 +287,42 @@ fn unsupported(file: &Path, what: String, detail: impl std::fmt::Display) -> Eng
 }
 
 fn run_failed(file: &Path, error: ort::Error) -> EngineError {
-    EngineError::new(EngineErrorKind::Run, format!("running the model {} failed", file.display()), error)
+    let (kind, what) = if ran_out_of_memory(&error.to_string()) {
+        (EngineErrorKind::OutOfMemory, "ran out of memory")
+    } else {
+        (EngineErrorKind::Run, "failed")
+    };
+    EngineError::new(kind, format!("running the model {} {what}", file.display()), error)
+}
+
+/// ONNX Runtime has no error code for this. The words are those of its arena (at its limit; the system refuses more), of
+/// the C++ library, and of CUDA.
+fn ran_out_of_memory(message: &str) -> bool {
+    [
+        "Failed to allocate memory",
+        "is smaller than requested bytes",
+        "bad_alloc",
+        "bad allocation",
+        "out of memory",
+        "CUDA_ERROR_OUT_OF_MEMORY",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
+}
+
+fn tensor(
+    file: &Path,
+    frames: usize,
+    input: FrameExtent,
+    output: FrameExtent,
+) -> Result<BatchTensor, EngineError> {
+    BatchTensor::new(frames, input, output).map_err(|error| {
+        EngineError::new(
+            EngineErrorKind::OutOfMemory,
+            format!("there is no memory for the frames of the model {}", file.display()),
+            error,
+        )
+    })
 }
 
 /// One call of `OrtApi::Run`. A null in `outputs` is allocated by ONNX Runtime and then the caller's.
@@ -313,9 +350,15 @@ fn call(
     }
 }
 
-/// Views of one [`BatchTensor`], by the number of frames less one.
+/// Views of one [`BatchTensor`], by the frames that they show.
 #[derive(Default)]
-struct Bindings(Vec<Option<Views>>);
+struct Bindings(Vec<(Range<usize>, Views)>);
+
+impl Bindings {
+    fn of(&self, frames: &Range<usize>) -> Option<&Views> {
+        self.0.iter().find(|(of, _)| of == frames).map(|(_, views)| views)
+    }
+}
 
 struct Views {
     input: OwnedValue,
@@ -389,6 +432,8 @@ struct HostMemory(NonNull<OrtMemoryInfo>);
 
 // SAFETY: an immutable description.
 unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     fn new() -> ort::Result<Self> {

@@ -5,10 +5,9 @@
 //! one ends it.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -17,17 +16,39 @@ use parking_lot::{Condvar, Mutex};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::onnx::{OnnxEngine, SessionOptions};
+use super::plan::{Hint, Plan};
 use super::{EngineError, EngineErrorKind};
 use crate::batch::{Batcher, batcher};
 use crate::decode::Head;
 
+/// An engine as an element wants it.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub model: PathBuf,
+    pub library: Option<PathBuf>,
+    pub head: Option<Head>,
+    /// Of all runs together, at least 1.
+    pub threads: usize,
+    pub hint: Hint,
+    /// Detectors that this process has now, for [`Hint::Auto`].
+    pub detectors: usize,
+}
+
 /// What must agree for two elements to share an engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct EngineKey {
+struct EngineKey {
     /// Of the file's content: copies and links of one model are one model.
     model_hash: u128,
     head: Option<Head>,
     threads: usize,
+    plan: Plan,
+}
+
+impl EngineKey {
+    /// Whether the other is for the same model, differing in the plan at most.
+    fn is_akin(&self, other: &Self) -> bool {
+        *self == Self { plan: self.plan, ..other.clone() }
+    }
 }
 
 enum Known {
@@ -44,59 +65,73 @@ struct Registry {
 
 static REGISTRY: Registry = Registry { engines: Mutex::new(None), settled: Condvar::new() };
 
-/// The engine for `options`, loaded now unless another element already has it.
+/// The engine that is wanted, loaded now unless another element already has it. One who leaves the plan open takes
+/// an engine with any.
 ///
 /// # Errors
 /// See [`super::runtime::environment`] and [`OnnxEngine::load`]; a model file that cannot be read is
 /// [`EngineErrorKind::ModelMissing`].
-pub fn get(options: &SessionOptions) -> Result<Arc<Batcher>, EngineError> {
-    let model_hash = hash_file(&options.model).map_err(|error| {
+pub fn get(wanted: &Wanted) -> Result<Arc<Batcher>, EngineError> {
+    let model_hash = hash_file(&wanted.model).map_err(|error| {
         EngineError::new(
             EngineErrorKind::ModelMissing,
             format!(
                 "the model {} cannot be read, {error}: set model-file to the path of an ONNX file",
-                options.model.display()
+                wanted.model.display()
             ),
             "",
         )
     })?;
     // Also checks, for an engine that is there already, that the same library is meant.
-    super::runtime::environment(options.library.as_deref())?;
-    let key = EngineKey { model_hash, head: options.head, threads: options.threads };
-    REGISTRY.get(key, || {
-        let engine = OnnxEngine::load(options)?;
+    super::runtime::environment(wanted.library.as_deref())?;
+    let plan = Plan::new(wanted.hint, wanted.threads, wanted.detectors);
+    let key = EngineKey { model_hash, head: wanted.head, threads: wanted.threads, plan };
+    REGISTRY.get(key, wanted.hint == Hint::Auto, || {
+        let engine = OnnxEngine::load(&SessionOptions {
+            model: wanted.model.clone(),
+            library: wanted.library.clone(),
+            head: wanted.head,
+            plan,
+        })?;
         stop_workers_at_exit();
-        Batcher::new(Box::new(engine))
+        Batcher::new(Arc::new(engine))
     })
 }
 
+impl Known {
+    /// The engine, where it is still of use.
+    fn engine(&self) -> Option<Arc<Batcher>> {
+        match self {
+            Known::Loading => None,
+            Known::Loaded(engine) => engine.upgrade().filter(|engine| !engine.is_lost()),
+        }
+    }
+}
+
 impl Registry {
+    /// With `any_plan`, an engine that differs from `key` in nothing else will do.
     fn get(
         &self,
         key: EngineKey,
+        any_plan: bool,
         load: impl FnOnce() -> Result<Batcher, EngineError>,
     ) -> Result<Arc<Batcher>, EngineError> {
         let mut engines = self.engines.lock();
         loop {
-            match engines.get_or_insert_default().entry(key.clone()) {
-                Entry::Vacant(entry) => {
-                    entry.insert(Known::Loading);
-                    break;
-                }
-                Entry::Occupied(mut entry) => match entry.get() {
-                    Known::Loading => {
-                        self.settled.wait(&mut engines);
-                        continue;
-                    }
-                    Known::Loaded(engine) => match engine.upgrade().filter(|engine| !engine.is_lost()) {
-                        Some(engine) => return Ok(engine),
-                        None => {
-                            entry.insert(Known::Loading);
-                            break;
-                        }
-                    },
-                },
+            let known = engines.get_or_insert_default();
+            let mut akin = known.iter().filter(|(other, _)| match any_plan {
+                true => key.is_akin(other),
+                false => key == **other,
+            });
+            if let Some(engine) = akin.clone().find_map(|(_, known)| known.engine()) {
+                return Ok(engine);
             }
+            if akin.any(|(_, known)| matches!(known, Known::Loading)) {
+                self.settled.wait(&mut engines);
+                continue;
+            }
+            known.insert(key.clone(), Known::Loading);
+            break;
         }
         // Checked with the entry in place, as the exit looks for entries after it has said so.
         let exiting = super::runtime::exiting();
@@ -184,9 +219,10 @@ pub(super) fn stop_workers_at_exit() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Outcome;
+    use crate::batch::{Outcome, Patience};
     use crate::batch::batcher::tests::{spec, submit};
     use crate::engine::{BatchSize, Engine, ModelSpec};
+    use std::ops::Range;
     use crate::tensor::BatchTensor;
 
     struct Panics(ModelSpec);
@@ -196,13 +232,33 @@ mod tests {
             &self.0
         }
 
-        fn run(&mut self, _: &mut BatchTensor, _: usize) -> Result<(), EngineError> {
+        fn run(&self, _: &mut BatchTensor, _: Range<usize>) -> Result<(), EngineError> {
             panic!("as the test wants it");
         }
     }
 
     fn key(model_hash: u128) -> EngineKey {
-        EngineKey { model_hash, head: None, threads: 1 }
+        EngineKey { model_hash, head: None, threads: 4, plan: Plan { callers: 1, threads: 4 } }
+    }
+
+    fn load(registry: &Registry, key: EngineKey, any_plan: bool) -> Arc<Batcher> {
+        registry.get(key, any_plan, || Batcher::new(Arc::new(Panics(spec(BatchSize::Any))))).unwrap()
+    }
+
+    #[test]
+    fn who_leaves_the_plan_open_takes_what_is_there() {
+        let registry = Registry::default();
+        let latency = key(4);
+        let throughput = EngineKey { plan: Plan { callers: 4, threads: 1 }, ..key(4) };
+        let first = load(&registry, throughput.clone(), true);
+        assert!(Arc::ptr_eq(&first, &load(&registry, latency.clone(), true)));
+        let second = load(&registry, latency.clone(), false);
+        assert!(!Arc::ptr_eq(&first, &second), "a plan that was asked for is kept to");
+        drop(first);
+        assert!(Arc::ptr_eq(&second, &load(&registry, throughput.clone(), true)));
+        assert!(!Arc::ptr_eq(&second, &load(&registry, key(5), true)), "another model");
+        let threads = EngineKey { threads: 2, ..latency };
+        assert!(!Arc::ptr_eq(&second, &load(&registry, threads, true)), "threads were asked for");
     }
 
     #[test]
@@ -212,7 +268,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let outcome = registry.get(key(1), || {
+                    let outcome = registry.get(key(1), false, || {
                         tries.fetch_add(1, Ordering::Relaxed);
                         std::thread::sleep(Duration::from_millis(2));
                         Err(EngineError::new(EngineErrorKind::Run, "no", ""))
@@ -227,11 +283,11 @@ mod tests {
     #[test]
     fn a_sound_engine_is_shared_and_a_lost_one_is_loaded_anew() {
         let registry = Registry::default();
-        let get = || registry.get(key(3), || Batcher::new(Box::new(Panics(spec(BatchSize::Any))))).unwrap();
+        let get = || load(&registry, key(3), false);
         let first = get();
         assert!(Arc::ptr_eq(&first, &get()));
         let stream = first.attach(1);
-        let slot = stream.acquire(true).ok().unwrap();
+        let slot = stream.acquire(1, Patience::Endless).ok().unwrap();
         assert!(matches!(submit(slot, 0.5, Duration::ZERO).wait(), Outcome::EngineLost(_)));
         let second = get();
         assert!(!Arc::ptr_eq(&first, &second), "elements that still hold the lost one are no matter");
@@ -247,9 +303,9 @@ mod tests {
     fn a_panic_while_loading_leaves_nobody_waiting() {
         let registry = Registry::default();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _ = registry.get(key(2), || panic!("in the load"));
+            let _ = registry.get(key(2), false, || panic!("in the load"));
         }));
         assert!(outcome.is_err());
-        assert!(registry.get(key(2), || Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err());
+        assert!(registry.get(key(2), false, || Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err());
     }
 }

@@ -4,11 +4,11 @@
 //! ([`super::outlet`]). No lock is held while either waits for the engine, for room or for a peer, with one
 //! exception: `intake` belongs to the streaming thread and is only touched under the sink pad's stream lock.
 //!
-//! Lock order: `intake` → `session` → `settings` → `tuning`; `switch` → `session`; `stats` and the FIFO's own lock
-//! are leaves.
+//! Lock order: `intake` → `session` → `settings` → `tuning`; `switch` → `session`; the small ones
+//! (`stats`, `last_report`, `last_reduced`, those of the FIFO and of `live`) are leaves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use gst::glib;
@@ -19,14 +19,19 @@ use parking_lot::Mutex;
 
 use super::inflight::Inflight;
 use super::intake::Intake;
+use super::live::{self, Live};
 use super::negotiation;
 use super::session::{Session, Tuning};
 use super::settings::{self, Settings};
 use super::stats::Stats;
+use crate::batch::ticket::Reduced;
 
 pub(super) static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     gst::DebugCategory::new("yolodetect", gst::DebugColorFlags::empty(), Some("YOLO detection element"))
 });
+
+/// Elements of this process, whatever their state: those that are not started yet will want an engine too.
+static DETECTORS: AtomicUsize = AtomicUsize::new(0);
 
 pub struct YoloDetect {
     pub(super) sinkpad: gst::Pad,
@@ -44,11 +49,17 @@ pub struct YoloDetect {
     /// stopped. Never while waiting for the task.
     pub(super) switch: Mutex<()>,
     pub(super) stats: Mutex<Stats>,
-    /// Our share of a live pipeline's latency as last announced, ns.
-    pub(super) latency: AtomicU64,
-    pub(super) live: AtomicBool,
+    pub(super) live: Live,
     pub(super) failures: AtomicU32,
+    /// The split batch that was told last.
+    pub(super) last_reduced: Mutex<Option<Reduced>>,
     pub(super) last_report: Mutex<Option<Instant>>,
+}
+
+impl Drop for YoloDetect {
+    fn drop(&mut self) {
+        DETECTORS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[glib::object_subclass]
@@ -92,6 +103,7 @@ impl ObjectSubclass for YoloDetect {
             })
             .flags(flags)
             .build();
+        DETECTORS.fetch_add(1, Ordering::Relaxed);
         Self {
             sinkpad,
             srcpad,
@@ -103,9 +115,9 @@ impl ObjectSubclass for YoloDetect {
             inflight: Default::default(),
             switch: Default::default(),
             stats: Default::default(),
-            latency: Default::default(),
             live: Default::default(),
             failures: Default::default(),
+            last_reduced: Default::default(),
             last_report: Default::default(),
         }
     }
@@ -195,11 +207,12 @@ impl ElementImpl for YoloDetect {
 impl YoloDetect {
     fn open(&self) -> Result<(), gst::StateChangeError> {
         let settings = self.settings.lock().clone();
-        let session = Session::open(&settings, &self.obj().name()).map_err(|error| {
+        let detectors = DETECTORS.load(Ordering::Relaxed);
+        let session = Session::open(&settings, &self.obj().name(), detectors).map_err(|error| {
             self.post_engine_error(&error);
             gst::StateChangeError
         })?;
-        if let Some(warning) = session.padding_warning(&settings) {
+        if let Some(warning) = session.batch_warning(&settings) {
             gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{warning}"));
         }
         if session.kinds == Default::default() {
@@ -214,24 +227,23 @@ impl YoloDetect {
         gst::info!(
             CAT,
             imp = self,
-            "{} on {}: input {:?}, {:?}, classes {:?}, warm run {:?}, {} bytes",
+            "{} on {}: {} callers, input {:?}, {:?}, classes {:?}, warm run {:?}, {} bytes",
             spec.file.display(),
             spec.device,
+            spec.callers,
             spec.input_size,
             spec.layout.head,
             spec.layout.classes,
             spec.warm_run,
             spec.loaded_bytes
         );
-        // A frame may have to wait for the batch before its own.
-        let latency = settings.batch_delay.nseconds() + 2 * spec.warm_run.as_nanos() as u64;
-        self.latency.store(latency, Ordering::Relaxed);
+        self.live.reset(live::needed(spec.warm_run, settings.batch_delay.into()));
         *self.stats.lock() = Stats::default();
         *self.intake.lock() = Intake::default();
         *self.tuning.lock() = None;
         *self.last_report.lock() = None;
         self.failures.store(0, Ordering::Relaxed);
-        self.live.store(false, Ordering::Relaxed);
+        *self.last_reduced.lock() = None;
         *self.session.lock() = Some(Arc::new(session));
         Ok(())
     }

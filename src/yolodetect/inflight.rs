@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -23,6 +24,8 @@ pub struct Frame {
     /// [`Status::Inferred`] for a frame with a ticket, until the ticket says otherwise.
     pub status: Status,
     pub ticket: Option<Arc<Ticket>>,
+    /// When it leaves at the latest, with its result or without.
+    pub deadline: Option<Instant>,
 }
 
 pub enum Item {
@@ -132,7 +135,9 @@ impl State {
 fn abandon(items: Vec<Item>) {
     for item in items {
         match item {
-            Item::Frame(Frame { ticket: Some(ticket), .. }) => ticket.cancel(),
+            Item::Frame(Frame { ticket: Some(ticket), .. }) => {
+                ticket.cancel();
+            }
             Item::Query(crossing) => crossing.finish(),
             _ => (),
         }
@@ -201,8 +206,8 @@ fn replaces(event: &gst::Event, earlier: &gst::Event) -> bool {
 
 /// What the source pad's task does next.
 pub enum Next {
-    /// Wait for this ticket, then ask again with [`Inflight::take`].
-    Frame(Option<Arc<Ticket>>),
+    /// Wait for this ticket, until the deadline if there is one, then ask again with [`Inflight::take`].
+    Frame(Option<Arc<Ticket>>, Option<Instant>),
     Other,
 }
 
@@ -269,7 +274,9 @@ impl Inflight {
         loop {
             state.flow?;
             match state.items.front() {
-                Some(Item::Frame(frame)) => return Ok((Next::Frame(frame.ticket.clone()), state.generation)),
+                Some(Item::Frame(frame)) => {
+                    return Ok((Next::Frame(frame.ticket.clone(), frame.deadline), state.generation));
+                }
                 Some(_) => return Ok((Next::Other, state.generation)),
                 None => self.filled.wait(&mut state),
             }
@@ -379,7 +386,9 @@ impl Inflight {
         });
         self.room.notify_all();
         drop(state);
-        cancelled.iter().for_each(|ticket| ticket.cancel());
+        for ticket in cancelled {
+            ticket.cancel();
+        }
     }
 
     /// Open for a new flow.
@@ -398,7 +407,8 @@ mod tests {
 
     fn frame(number: u64, ticket: Option<Arc<Ticket>>) -> Frame {
         gst::init().unwrap();
-        Frame { buffer: gst::Buffer::new(), number, size: (1, 1), status: Status::Inferred, ticket }
+        let status = Status::Inferred;
+        Frame { buffer: gst::Buffer::new(), number, size: (1, 1), status, ticket, deadline: None }
     }
 
     fn segment() -> gst::Event {

@@ -3,19 +3,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
 use super::imp::{CAT, YoloDetect};
 use super::inflight::{Frame, Place};
+use super::live::{self, Pace};
 use super::negotiation;
 use super::session::{Session, Tuning};
 use super::settings::{Overload, Settings};
 use super::thinning::Thinning;
 use crate::batch::batcher::Job;
-use crate::batch::{Refused, Ticket};
+use crate::batch::{Patience, Refused, Ticket};
 use crate::meta::Status;
 use crate::preprocess::convert::Converter;
 
@@ -27,8 +28,7 @@ pub struct Intake {
     thinning: Thinning,
     /// Every ticket ever needed; those that nobody else holds are free.
     tickets: Vec<Arc<Ticket>>,
-    /// Whether upstream is live; `None` until asked.
-    live: Option<bool>,
+    pace: Pace,
 }
 
 impl Intake {
@@ -56,7 +56,9 @@ impl YoloDetect {
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let session = self.session().ok_or(gst::FlowError::Flushing)?;
         let tuning = self.tuning(&session)?;
-        let place = self.inflight.reserve(tuning.in_flight)?;
+        let arrival = Instant::now();
+        self.upstream_is_live();
+        let place = self.inflight.reserve(tuning.in_flight(&self.live))?;
         let mut intake = self.intake.lock();
         if intake.format.is_none() {
             gst::element_imp_error!(
@@ -70,32 +72,42 @@ impl YoloDetect {
         self.stats.lock().frame_in();
         let number = intake.frames;
         intake.frames += 1;
-        self.admit(&session, &tuning, &mut intake, place, buffer, number)
+        self.admit(&session, &tuning, &mut intake, place, arrival, buffer, number)
     }
 
     /// Sends a frame on its way: into a slot of the next batch, or past it.
+    #[expect(clippy::too_many_arguments, reason = "one call, from the function above")]
     fn admit(
         &self,
         session: &Session,
         tuning: &Tuning,
         intake: &mut Intake,
         place: Place<'_>,
+        arrival: Instant,
         buffer: gst::Buffer,
         number: u64,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let Some((info, _)) = &intake.format else { return Err(gst::FlowError::NotNegotiated) };
         let size = (info.width(), info.height());
-        let pass = |buffer, status| Frame { buffer, number, size, status, ticket: None };
+        let pass = |buffer, status| Frame { buffer, number, size, status, ticket: None, deadline: None };
         let pts = buffer.pts();
         if !intake.thinning.due(pts, tuning.interval, tuning.max_fps) {
             return place.fill(pass(buffer, Status::Interval));
         }
-        let wait = match tuning.overload {
-            Overload::Block => true,
-            Overload::Skip => false,
-            Overload::Auto => !self.upstream_is_live(intake),
+        let live = self.upstream_is_live();
+        let skips = match tuning.overload {
+            Overload::Block => false,
+            Overload::Skip => true,
+            Overload::Auto => live,
         };
-        let mut slot = match session.stream.acquire(wait) {
+        // A live frame leaves in time, with its result or without.
+        let deadline = (skips && live).then(|| arrival + self.live.announced());
+        let patience = match skips {
+            false => Patience::Endless,
+            true if live => self.patience(session, &mut intake.pace, pts, arrival),
+            true => Patience::None,
+        };
+        let mut slot = match session.stream.acquire(tuning.priority, patience) {
             Ok(slot) => slot,
             Err(Refused::Busy) => return place.fill(pass(buffer, Status::Overload)),
             Err(Refused::Flushing) => return Err(gst::FlowError::Flushing),
@@ -135,7 +147,7 @@ impl YoloDetect {
             letterbox,
             batch_delay: tuning.batch_delay,
         });
-        place.fill(Frame { buffer, number, size, status: Status::Inferred, ticket: Some(ticket) })
+        place.fill(Frame { buffer, number, size, status: Status::Inferred, ticket: Some(ticket), deadline })
     }
 
     /// Works the settings out anew after a change. A change that makes no sense is told and not followed.
@@ -153,6 +165,10 @@ impl YoloDetect {
         match tuning {
             Ok(tuning) => {
                 let tuning = Arc::new(tuning);
+                let run = session.stream.spec().warm_run;
+                if self.live.announce(live::needed(run, tuning.batch_delay)) {
+                    self.post_latency();
+                }
                 *self.tuning.lock() = Some(tuning.clone());
                 Ok(tuning)
             }
@@ -163,13 +179,30 @@ impl YoloDetect {
         }
     }
 
-    fn upstream_is_live(&self, intake: &mut Intake) -> bool {
-        *intake.live.get_or_insert_with(|| {
+    fn upstream_is_live(&self) -> bool {
+        self.live.is().unwrap_or_else(|| {
             let mut query = gst::query::Latency::new();
             let live = self.sinkpad.peer_query(&mut query) && query.result().0;
-            self.live.store(live, Ordering::Relaxed);
+            self.live.learn(live);
             live
         })
+    }
+
+    /// A live frame's thread may wait until the next frame is due, when that one takes over its turn: so it is the
+    /// newest frame that gets a slot, and none comes later for it. No longer than a run, as was announced.
+    fn patience(
+        &self,
+        session: &Session,
+        pace: &mut Pace,
+        pts: Option<gst::ClockTime>,
+        arrival: Instant,
+    ) -> Patience {
+        let slack = pace.slack(pts, arrival, self.live.period());
+        let run = session.stream.batcher().stats().last_run;
+        match slack.min(run) {
+            Duration::ZERO => Patience::None,
+            patience => Patience::Until(arrival + patience),
+        }
     }
 
     pub(super) fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
@@ -216,8 +249,9 @@ impl YoloDetect {
     fn restart_after_flush(&self) {
         let mut intake = self.intake.lock();
         intake.thinning = Thinning::default();
-        intake.live = None;
+        intake.pace = Pace::default();
         drop(intake);
+        self.live.forget();
         let _switch = self.switch.lock();
         // Or a task would run on a pad that was deactivated meanwhile.
         if !self.srcpad.is_active() {
@@ -249,6 +283,10 @@ impl YoloDetect {
         };
         let spec = session.stream.spec();
         let converter = Converter::new(format, spec.input_size, spec.layout.input_style());
+        let period = info.fps();
+        let period = (period.numer() > 0 && period.denom() > 0)
+            .then(|| Duration::from_secs_f64(f64::from(period.denom()) / f64::from(period.numer())));
+        self.live.set_period(period);
         self.intake.lock().format = Some((info, converter));
         true
     }
@@ -267,7 +305,8 @@ impl YoloDetect {
             && let Ok(tuning) = self.tuning(&session)
         {
             // What is in flight, and one being pushed.
-            negotiation::add_held_buffers(query, tuning.in_flight as u32 + 1);
+            self.upstream_is_live();
+            negotiation::add_held_buffers(query, tuning.in_flight(&self.live) as u32 + 1);
         }
         answered
     }

@@ -12,6 +12,7 @@
 mod imp;
 mod inflight;
 mod intake;
+mod live;
 mod negotiation;
 mod outlet;
 mod report;
@@ -23,7 +24,7 @@ mod thinning;
 use gst::glib;
 use gst::prelude::*;
 
-pub use settings::{HeadChoice, MetaChoice, Overload};
+pub use settings::{HeadChoice, MetaChoice, Overload, PerformanceHint};
 
 glib::wrapper! {
     /// See the [module](self).
@@ -32,6 +33,7 @@ glib::wrapper! {
 
 pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     HeadChoice::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    PerformanceHint::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     Overload::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     MetaChoice::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     gst::Element::register(Some(plugin), "yolodetect", gst::Rank::NONE, YoloDetect::static_type())

@@ -12,7 +12,7 @@ use super::session::Session;
 use crate::batch::Outcome;
 use crate::batch::ticket::RunReport;
 use crate::detection::Detection;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, EngineErrorKind};
 use crate::meta::{self, FrameInfo, Status};
 
 /// Ids of detections, unique in the process and so in every stream, also behind several elements.
@@ -32,8 +32,16 @@ impl YoloDetect {
             }
             return;
         };
-        if let Next::Frame(Some(ticket)) = next {
-            ticket.wait();
+        match next {
+            Next::Frame(Some(ticket), None) => {
+                ticket.wait();
+            }
+            Next::Frame(Some(ticket), Some(deadline)) => {
+                if !ticket.wait_until(deadline) {
+                    ticket.cancel();
+                }
+            }
+            _ => (),
         }
         match self.inflight.take(generation) {
             Some(Item::Frame(frame)) => self.push_frame(frame),
@@ -70,7 +78,7 @@ impl YoloDetect {
 
     /// The frame with its metas; `None` for one that is not to be pushed any more.
     fn finish(&self, session: &Session, frame: Frame) -> Option<(Status, gst::Buffer)> {
-        let Frame { mut buffer, number, size, mut status, ticket } = frame;
+        let Frame { mut buffer, number, size, mut status, ticket, .. } = frame;
         if let Some(ticket) = &ticket {
             match ticket.outcome() {
                 Outcome::Done => self.failures.store(0, Ordering::Relaxed),
@@ -85,7 +93,15 @@ impl YoloDetect {
                     self.give_up();
                     return None;
                 }
-                Outcome::Cancelled | Outcome::Pending => return None,
+                // After a flush the frame would not have been handed out: it is too late for its result.
+                Outcome::Cancelled => {
+                    status = Status::Overload;
+                    self.watch_latency(session);
+                }
+                Outcome::Pending => return None,
+            }
+            if let Some(reduced) = ticket.with_result(|_, report| report.reduced) {
+                self.report_reduced(session, reduced);
             }
         }
         let mut attach = |detections: &[Detection], report: &RunReport| {
@@ -106,7 +122,7 @@ impl YoloDetect {
                     (attach(detections, report), *report, detections.len())
                 });
                 self.stats.lock().inferred(&report, count);
-                self.watch_latency(&report);
+                self.live.in_time();
                 attached
             }
             _ => attach(&[], &RunReport::default()),
@@ -123,7 +139,8 @@ impl YoloDetect {
         Some((status, buffer))
     }
 
-    /// A failed run costs detections, not frames; many in a row end the stream.
+    /// A failed run costs detections, not frames; many in a row end the stream, unless memory is what is short, which
+    /// may pass.
     fn survives_failure(&self, error: &EngineError) -> bool {
         match self.failures.fetch_add(1, Ordering::Relaxed) + 1 {
             1 => gst::element_imp_warning!(
@@ -132,7 +149,7 @@ impl YoloDetect {
                 ("{}; the frame passes with the status failed", error.message),
                 ["{}", error.detail]
             ),
-            FAILURES_TO_GIVE_UP => {
+            FAILURES_TO_GIVE_UP if error.kind != EngineErrorKind::OutOfMemory => {
                 gst::element_imp_error!(
                     self,
                     gst::LibraryError::Failed,

@@ -1,14 +1,15 @@
 //! What `yolodetect` says of itself: latency, statistics, errors.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
 use super::imp::YoloDetect;
+use super::live;
 use super::negotiation;
-use crate::batch::ticket::RunReport;
+use super::session::Session;
+use crate::batch::ticket::Reduced;
 use crate::engine::{EngineError, EngineErrorKind};
 
 impl YoloDetect {
@@ -17,10 +18,10 @@ impl YoloDetect {
             let answered = self.sinkpad.peer_query(query);
             let live = answered && query.result().0;
             if answered {
-                self.live.store(live, Ordering::Relaxed);
+                self.live.learn(live);
             }
             if live {
-                let own = gst::ClockTime::from_nseconds(self.latency.load(Ordering::Relaxed));
+                let own = self.live.announced().try_into().unwrap_or(gst::ClockTime::MAX);
                 negotiation::add_latency(query, own);
             }
             return answered;
@@ -28,18 +29,33 @@ impl YoloDetect {
         gst::Pad::query_default(pad, Some(&*self.obj()), query)
     }
 
-    /// A live pipeline must know when results take longer than was announced.
-    pub(super) fn watch_latency(&self, report: &RunReport) {
-        if !self.live.load(Ordering::Relaxed) {
-            return;
+    /// A live frame could not wait for its result any more: the pipeline must know when the engine has become slower.
+    pub(super) fn watch_latency(&self, session: &Session) {
+        let run = session.stream.batcher().stats().last_run;
+        let delay = self.settings.lock().batch_delay;
+        if self.live.missed(live::needed(run, delay.into())) {
+            self.post_latency();
         }
-        let taken = (report.queued + report.inference + report.decode).as_nanos() as u64;
-        let announced = self.latency.load(Ordering::Relaxed);
-        if taken > announced {
-            // A quarter of air, so that noise does not have the pipeline reconfigured again and again.
-            self.latency.store(taken + taken / 4, Ordering::Relaxed);
+    }
+
+    pub(super) fn post_latency(&self) {
+        // Non-live pipelines have none.
+        if self.live.is() == Some(true) {
             let _ = self.obj().post_message(gst::message::Latency::builder().src(&*self.obj()).build());
         }
+    }
+
+    /// A batch with a frame of this stream ran out of memory and was run in parts.
+    pub(super) fn report_reduced(&self, session: &Session, reduced: Reduced) {
+        if self.last_reduced.lock().replace(reduced) == Some(reduced) {
+            return;
+        }
+        let structure = gst::Structure::builder("yolodetect-batch-reduced")
+            .field("model", session.stream.spec().file.to_string_lossy().into_owned())
+            .field("batch", reduced.frames)
+            .field("limit", reduced.limit)
+            .build();
+        let _ = self.obj().post_message(gst::message::Element::builder(structure).src(&*self.obj()).build());
     }
 
     pub(super) fn stats_structure(&self, name: &str) -> gst::Structure {
@@ -56,6 +72,8 @@ impl YoloDetect {
             .field("frames", engine.frames)
             .field("slots", engine.slots as u32)
             .field("waiting", engine.waiting as u32)
+            .field("callers", spec.callers as u32)
+            .field("batch-limit", engine.batch_limit as u32)
             .build();
         builder.field("engine", engine).build()
     }
@@ -94,7 +112,7 @@ impl YoloDetect {
             EngineErrorKind::Settings => {
                 gst::element_imp_error!(self, gst::LibraryError::Settings, ("{message}"), ["{detail}"])
             }
-            EngineErrorKind::Run => {
+            EngineErrorKind::Run | EngineErrorKind::OutOfMemory => {
                 gst::element_imp_error!(self, gst::LibraryError::Failed, ("{message}"), ["{detail}"])
             }
         }

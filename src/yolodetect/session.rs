@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::live::Live;
 use super::settings::{MetaChoice, Overload, Settings};
 use crate::batch::Stream;
 use crate::decode::{ClassFilter, Thresholds};
 use crate::detection::{ClassId, Labels};
-use crate::engine::onnx::SessionOptions;
-use crate::engine::{BatchSize, EngineError, EngineErrorKind, registry};
+use crate::engine::registry::{self, Wanted};
+use crate::engine::{BatchSize, EngineError, EngineErrorKind};
 use crate::meta::{self, Kinds, LabelQuarks};
 
 /// Lives from READY→PAUSED to PAUSED→READY.
@@ -29,8 +30,9 @@ const UNTOLD_CLASSES: usize = 1000;
 const MAX_AUTO_IN_FLIGHT: usize = 16;
 
 impl Session {
-    /// Checks the settings and gets the engine, loading it where no other element has it.
-    pub fn open(settings: &Settings, element: &str) -> Result<Self, EngineError> {
+    /// Checks the settings and gets the engine, loading it where no other element has it. `detectors` are in this
+    /// process, this one included.
+    pub fn open(settings: &Settings, element: &str, detectors: usize) -> Result<Self, EngineError> {
         let refuse = |message: String| EngineError::new(EngineErrorKind::Settings, message, "");
         let Some(model) = settings.model_file.clone() else {
             return Err(EngineError::new(
@@ -48,16 +50,18 @@ impl Session {
             }
         }
         let kinds = kinds(settings).map_err(refuse)?;
-        let options = SessionOptions {
+        let wanted = Wanted {
             model,
             library: settings.onnxruntime_library.clone(),
             head: settings.head.head(),
             threads: settings.thread_count(),
+            hint: settings.performance_hint.hint(),
+            detectors,
         };
-        let batcher = registry::get(&options)?;
+        let batcher = registry::get(&wanted)?;
         let spec = batcher.spec();
         let labels =
-            labels(settings.label_file.as_deref(), spec.labels.as_ref(), spec.layout.classes, &options.model)
+            labels(settings.label_file.as_deref(), spec.labels.as_ref(), spec.layout.classes, &wanted.model)
                 .map_err(refuse)?;
         let session = Self {
             quarks: LabelQuarks::new(&labels, spec.layout.classes.unwrap_or(UNTOLD_CLASSES)),
@@ -70,16 +74,22 @@ impl Session {
         Ok(session)
     }
 
-    /// A model that always runs more frames than are asked for is slower than need be.
-    pub fn padding_warning(&self, settings: &Settings) -> Option<String> {
-        match self.stream.spec().batch {
-            BatchSize::Fixed(size) if size != max_batch(settings) && size > 1 => Some(format!(
-                "{} always runs {size} frames; smaller batches are padded and take as long. Export it with a dynamic \
-                 batch, or set max-batch={size} and enough streams to fill it",
-                self.stream.spec().file.display()
-            )),
-            _ => None,
-        }
+    /// A model that always runs another number of frames than is asked for; said once for each engine.
+    pub fn batch_warning(&self, settings: &Settings) -> Option<String> {
+        let BatchSize::Fixed(size) = self.stream.spec().batch else { return None };
+        let file = self.stream.spec().file.display();
+        let warning = match max_batch(settings) {
+            wanted if wanted == size => return None,
+            wanted if size == 1 => format!(
+                "{file} runs one frame at a time, so that max-batch={wanted} changes nothing. Export it with a dynamic \
+                 batch"
+            ),
+            _ => format!(
+                "{file} always runs {size} frames; smaller batches are padded and take as long. Export it with a \
+                 dynamic batch, or set max-batch={size} and enough streams to fill it"
+            ),
+        };
+        self.stream.batcher().first_to_tell().then_some(warning)
     }
 
     fn class_filter(&self, settings: &Settings) -> Result<Option<ClassFilter>, String> {
@@ -181,19 +191,27 @@ pub struct Tuning {
     pub interval: u32,
     pub max_fps: f64,
     pub overload: Overload,
+    pub priority: u32,
     pub batch_delay: Duration,
-    pub in_flight: usize,
+    /// Most frames held; a live stream may need more, see [`Self::in_flight`].
+    in_flight: usize,
+    /// `in_flight` was set by the user.
+    limited: bool,
 }
 
 impl Tuning {
     /// # Errors
     /// A `classes` entry that the model does not have.
     pub fn new(settings: &Settings, session: &Session) -> Result<Self, String> {
-        let batch = session.stream.spec().batch.frames(max_batch(settings));
+        let spec = session.stream.spec();
+        let batch = spec.batch.capacity(max_batch(settings));
         let interval = settings.inference_interval.max(1);
         let in_flight = match settings.max_in_flight {
-            // Two batches, one running and one filling, each frame with the uninferred ones behind it.
-            0 => (2 * batch).saturating_mul(interval as usize).min(MAX_AUTO_IN_FLIGHT.max(2 * batch)) + 1,
+            // The batches that run and the one that fills, each frame with the uninferred ones behind it.
+            0 => {
+                let batches = (spec.callers + 1) * batch;
+                batches.saturating_mul(interval as usize).min(MAX_AUTO_IN_FLIGHT.max(batches)) + 1
+            }
             limit => limit as usize,
         };
         Ok(Self {
@@ -207,9 +225,19 @@ impl Tuning {
             interval,
             max_fps: settings.max_fps,
             overload: settings.overload,
+            priority: settings.priority,
             batch_delay: settings.batch_delay.into(),
             in_flight,
+            limited: settings.max_in_flight != 0,
         })
+    }
+
+    /// Most frames held. A live source must not be held up while a frame takes as long as it was told.
+    pub fn in_flight(&self, live: &Live) -> usize {
+        match live.is() {
+            Some(true) if !self.limited && self.overload != Overload::Block => self.in_flight.max(live.depth()),
+            _ => self.in_flight,
+        }
     }
 }
 

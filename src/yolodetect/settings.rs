@@ -7,6 +7,7 @@ use gst::prelude::*;
 use once_cell::sync::Lazy;
 
 use crate::decode::Head;
+use crate::engine::plan::Hint;
 
 /// What a property holds between being set and being used.
 #[derive(Clone, Debug)]
@@ -22,12 +23,14 @@ pub struct Settings {
     pub classes: Option<String>,
     pub device: String,
     pub threads: u32,
+    pub performance_hint: PerformanceHint,
     pub max_batch: u32,
     pub batch_delay: gst::ClockTime,
     pub max_in_flight: u32,
     pub inference_interval: u32,
     pub max_fps: f64,
     pub overload: Overload,
+    pub priority: u32,
     pub analytics_meta: MetaChoice,
     pub roi_meta: MetaChoice,
     pub stats_interval: gst::ClockTime,
@@ -47,12 +50,14 @@ impl Default for Settings {
             classes: None,
             device: "auto".into(),
             threads: 0,
+            performance_hint: PerformanceHint::Auto,
             max_batch: 0,
             batch_delay: gst::ClockTime::ZERO,
             max_in_flight: 0,
             inference_interval: 1,
             max_fps: 0.0,
             overload: Overload::Auto,
+            priority: 1,
             analytics_meta: MetaChoice::Auto,
             roi_meta: MetaChoice::Auto,
             stats_interval: gst::ClockTime::ZERO,
@@ -86,6 +91,30 @@ impl HeadChoice {
             HeadChoice::V8 => Some(Head::V8),
             HeadChoice::End2End => Some(Head::End2End),
             HeadChoice::Yolox => Some(Head::Yolox),
+        }
+    }
+}
+
+/// `performance-hint`: how the processor's cores are shared among inferences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstYoloDetectPerformanceHint")]
+#[repr(i32)]
+pub enum PerformanceHint {
+    #[default]
+    #[enum_value(name = "throughput where the process has several detectors, else latency", nick = "auto")]
+    Auto,
+    #[enum_value(name = "One inference at a time, on all threads", nick = "latency")]
+    Latency,
+    #[enum_value(name = "As many inferences at a time as threads, on one each", nick = "throughput")]
+    Throughput,
+}
+
+impl PerformanceHint {
+    pub fn hint(self) -> Hint {
+        match self {
+            PerformanceHint::Auto => Hint::Auto,
+            PerformanceHint::Latency => Hint::Latency,
+            PerformanceHint::Throughput => Hint::Throughput,
         }
     }
 }
@@ -195,9 +224,14 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
                 .build(),
             glib::ParamSpecUInt::builder("threads")
                 .nick("Threads")
-                .blurb("Threads of one inference (0: one per processor that this process may use)")
+                .blurb("Threads of all inferences together (0: one per processor that this process may use)")
                 .maximum(1024)
                 .default_value(default.threads)
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecEnum::builder_with_default("performance-hint", default.performance_hint)
+                .nick("Performance hint")
+                .blurb("How the processor's cores are shared among inferences; elements that say auto share any engine of the model")
                 .mutable_ready()
                 .build(),
             glib::ParamSpecUInt::builder("max-batch")
@@ -239,6 +273,14 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
             glib::ParamSpecEnum::builder_with_default("overload", default.overload)
                 .nick("Overload")
                 .blurb("What happens to a frame for which the engine has no room")
+                .mutable_playing()
+                .build(),
+            glib::ParamSpecUInt::builder("priority")
+                .nick("Priority")
+                .blurb("This stream's share of a busy engine, relative to the others'")
+                .minimum(1)
+                .maximum(1000)
+                .default_value(default.priority)
                 .mutable_playing()
                 .build(),
             glib::ParamSpecEnum::builder_with_default("analytics-meta", default.analytics_meta)
@@ -290,12 +332,14 @@ impl Settings {
             "classes" => self.classes = non_empty(value),
             "device" => self.device = non_empty(value).unwrap_or_else(|| Settings::default().device),
             "threads" => self.threads = read(value),
+            "performance-hint" => self.performance_hint = read(value),
             "max-batch" => self.max_batch = read(value),
             "batch-delay" => self.batch_delay = gst::ClockTime::from_nseconds(read(value)),
             "max-in-flight" => self.max_in_flight = read(value),
             "inference-interval" => self.inference_interval = read(value),
             "max-fps" => self.max_fps = read(value),
             "overload" => self.overload = read(value),
+            "priority" => self.priority = read(value),
             "analytics-meta" => self.analytics_meta = read(value),
             "roi-meta" => self.roi_meta = read(value),
             "stats-interval" => self.stats_interval = gst::ClockTime::from_nseconds(read(value)),
@@ -319,12 +363,14 @@ impl Settings {
             "classes" => self.classes.to_value(),
             "device" => self.device.to_value(),
             "threads" => self.threads.to_value(),
+            "performance-hint" => self.performance_hint.to_value(),
             "max-batch" => self.max_batch.to_value(),
             "batch-delay" => self.batch_delay.nseconds().to_value(),
             "max-in-flight" => self.max_in_flight.to_value(),
             "inference-interval" => self.inference_interval.to_value(),
             "max-fps" => self.max_fps.to_value(),
             "overload" => self.overload.to_value(),
+            "priority" => self.priority.to_value(),
             "analytics-meta" => self.analytics_meta.to_value(),
             "roi-meta" => self.roi_meta.to_value(),
             "stats-interval" => self.stats_interval.nseconds().to_value(),
@@ -332,7 +378,7 @@ impl Settings {
         })
     }
 
-    /// Threads of one run.
+    /// Threads of all runs together.
     pub fn thread_count(&self) -> usize {
         match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),

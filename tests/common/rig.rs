@@ -243,6 +243,7 @@ impl Rig {
         let element = gst::ElementFactory::make("yolodetect")
             .property("model-file", common::tiny("v8_dynamic_batch"))
             .property_from_str("overload", "block")
+            .property_from_str("performance-hint", "latency")
             .build()
             .unwrap();
         for (name, value) in properties {

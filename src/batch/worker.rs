@@ -1,0 +1,185 @@
+//! One of the threads that run an engine's batches.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::batcher::{Batch, Shared};
+use super::ceiling;
+use super::queue::Task;
+use super::ticket::{Outcome, Reduced, Run};
+use crate::decode::{self, Scratch};
+use crate::engine::{Engine, EngineError, EngineErrorKind};
+
+pub struct Worker {
+    shared: Arc<Shared>,
+    engine: Arc<dyn Engine>,
+    scratch: Scratch,
+}
+
+/// What a batch left to be noted.
+struct Ran {
+    frames: usize,
+    ready: usize,
+    /// Memory was enough for so many frames only.
+    part: Option<usize>,
+    /// Of the longest run.
+    longest: std::time::Duration,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, engine: Arc<dyn Engine>) -> Self {
+        Self { shared, engine, scratch: Scratch::default() }
+    }
+
+    pub fn run(mut self) {
+        let mut ran = None;
+        while let Some((mut batch, frames, ready)) = self.next_batch(ran.take()) {
+            // Not a vfunc: nobody else would catch a panic here, and every stream would wait for ever.
+            match catch_unwind(AssertUnwindSafe(|| self.process(&mut batch, frames, ready))) {
+                Ok(outcome) => ran = Some((batch, outcome)),
+                Err(_) => {
+                    self.lose(batch);
+                    break;
+                }
+            }
+        }
+        self.end();
+        let Self { shared, engine, .. } = self;
+        if shared.state.lock().exiting {
+            // Its library may be gone while it is released.
+            std::mem::forget(engine);
+        } else {
+            drop(engine);
+        }
+        shared.state.lock().workers -= 1;
+        shared.ended.notify_all();
+    }
+
+    /// Gives back the batch that `ran`, then waits for the next; `None` when the engine is to end. In one step, so that
+    /// a worker that has work never counts as idle.
+    fn next_batch(&self, ran: Option<(Batch, Ran)>) -> Option<(Batch, usize, usize)> {
+        let mut state = self.shared.state.lock();
+        if let Some((batch, Ran { frames, ready, part, longest })) = ran {
+            state.queue.finished(frames, part);
+            state.batches += 1;
+            state.frames += ready as u64;
+            if !longest.is_zero() {
+                state.last_run = longest;
+            }
+            state.recycle(batch);
+        }
+        loop {
+            if state.stop {
+                return None;
+            }
+            let task = state.queue.next(Instant::now());
+            state.wake();
+            match task {
+                Task::Wait(None) => self.shared.work.wait(&mut state),
+                Task::Wait(Some(until)) => {
+                    self.shared.work.wait_until(&mut state, until);
+                }
+                Task::Discard(id) => {
+                    if let Some(batch) = state.take(id) {
+                        state.recycle(batch);
+                    }
+                }
+                Task::Run { batch, granted, ready } => {
+                    return state.take(batch).map(|batch| (batch, granted, ready));
+                }
+            }
+        }
+    }
+
+    /// Runs the batch, in parts where memory does not suffice for the whole, and ends its tickets.
+    fn process(&mut self, batch: &mut Batch, frames: usize, ready: usize) -> Ran {
+        let mut ran = Ran { frames, ready, part: None, longest: Default::default() };
+        // Those who waited for it may all have gone.
+        if !batch.jobs.iter().flatten().any(|job| job.ticket.is_pending()) {
+            return ran;
+        }
+        let size = self.shared.spec.batch;
+        let splits = !size.is_fixed();
+        let mut at = 0;
+        while at < frames {
+            let left = frames - at;
+            let part = ran.part.map_or(left, |part| if left < part { ceiling::part(left + 1) } else { part });
+            let run = if ran.part.is_none() { size.run(part, batch.tensor.capacity()) } else { part };
+            let started = Instant::now();
+            let outcome = self.engine.run(&mut batch.tensor, at..at + run);
+            let took = started.elapsed();
+            if let Err(error) = &outcome
+                && error.kind == EngineErrorKind::OutOfMemory
+                && part > 1
+                && splits
+            {
+                ran.part = Some(ceiling::part(part));
+                continue;
+            }
+            ran.longest = ran.longest.max(took);
+            let reduced = ran.part.map(|limit| Reduced {
+                batch: batch.id,
+                frames: frames as u32,
+                limit: limit as u32,
+            });
+            self.complete(batch, at..at + part, outcome, Run { started, took, frames: 0, reduced });
+            at += part;
+        }
+        ran
+    }
+
+    fn complete(
+        &mut self,
+        batch: &Batch,
+        part: Range<usize>,
+        outcome: Result<(), EngineError>,
+        run: Run,
+    ) {
+        let outcome = outcome.map_err(Arc::new);
+        let jobs = &batch.jobs[part.clone()];
+        let run = Run { frames: jobs.iter().flatten().count() as u32, ..run };
+        let layout = &self.engine.spec().layout;
+        for (index, job) in part.zip(jobs) {
+            let Some(job) = job else { continue };
+            job.ticket.complete(&run, outcome.clone(), |detections| {
+                let output = batch.tensor.output(index);
+                decode::decode(
+                    layout,
+                    output,
+                    &job.thresholds,
+                    &job.letterbox,
+                    &mut self.scratch,
+                    detections,
+                );
+            });
+        }
+    }
+
+    /// The engine is not to be trusted any more: every stream is told, and every worker ends.
+    fn lose(&self, batch: Batch) {
+        let message = format!(
+            "running the model {} panicked; restart the pipeline to load it anew",
+            self.shared.spec.file.display()
+        );
+        let error = Arc::new(EngineError::new(EngineErrorKind::Run, message, ""));
+        let mut state = self.shared.state.lock();
+        state.lost.get_or_insert(error.clone());
+        state.end(&self.shared.work);
+        drop(state);
+        batch.settle(&Outcome::EngineLost(error));
+    }
+
+    /// Nobody is left who would run what was handed in.
+    fn end(&self) {
+        let mut state = self.shared.state.lock();
+        let outcome = state.lost.clone().map_or(Outcome::Cancelled, Outcome::EngineLost);
+        state.queue.abandon();
+        let abandoned = std::mem::take(&mut state.forming);
+        drop(state);
+        for batch in abandoned {
+            batch.settle(&outcome);
+        }
+    }
+}
