@@ -70,7 +70,8 @@ unsafe impl Sync for Memory {}
 impl Memory {
     fn new(frames: usize, extent: FrameExtent) -> Result<Self, AllocError> {
         let bytes = frames.checked_mul(extent.bytes()).ok_or(AllocError { bytes: usize::MAX })?;
-        let layout = AllocLayout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| AllocError { bytes })?;
+        let layout =
+            AllocLayout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| AllocError { bytes })?;
         // SAFETY: the layout's size is at least 1.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes })?;
         Ok(Self { start, layout })

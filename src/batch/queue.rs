@@ -28,11 +28,7 @@ pub struct Granted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Run the first `granted` frames, of which `ready` hold one.
-    Run {
-        batch: BatchId,
-        granted: usize,
-        ready: usize,
-    },
+    Run { batch: BatchId, granted: usize, ready: usize },
     /// Nothing is in it.
     Discard(BatchId),
     /// Come back when something changes or, if given, the time comes.

@@ -18,6 +18,15 @@ pub struct Worker {
     scratch: Scratch,
 }
 
+/// What is to be run of a batch.
+struct RunTask {
+    frames: usize,
+    /// Of which so many are there.
+    ready: usize,
+    /// Most frames for which there is memory, as far as is known.
+    limit: usize,
+}
+
 /// What a batch left to be noted.
 struct Ran {
     frames: usize,
@@ -35,9 +44,9 @@ impl Worker {
 
     pub fn run(mut self) {
         let mut ran = None;
-        while let Some((mut batch, frames, ready)) = self.next_batch(ran.take()) {
+        while let Some((mut batch, task)) = self.next_batch(ran.take()) {
             // Not a vfunc: nobody else would catch a panic here, and every stream would wait for ever.
-            match catch_unwind(AssertUnwindSafe(|| self.process(&mut batch, frames, ready))) {
+            match catch_unwind(AssertUnwindSafe(|| self.process(&mut batch, &task))) {
                 Ok(outcome) => ran = Some((batch, outcome)),
                 Err(_) => {
                     self.lose(batch);
@@ -59,7 +68,7 @@ impl Worker {
 
     /// Gives back the batch that `ran`, then waits for the next; `None` when the engine is to end. In one step, so that
     /// a worker that has work never counts as idle.
-    fn next_batch(&self, ran: Option<(Batch, Ran)>) -> Option<(Batch, usize, usize)> {
+    fn next_batch(&self, ran: Option<(Batch, Ran)>) -> Option<(Batch, RunTask)> {
         let mut state = self.shared.state.lock();
         if let Some((batch, Ran { frames, ready, part, longest })) = ran {
             state.queue.finished(frames, part);
@@ -87,56 +96,50 @@ impl Worker {
                     }
                 }
                 Task::Run { batch, granted, ready } => {
-                    return state.take(batch).map(|batch| (batch, granted, ready));
+                    // Memory may have run out after the batch was opened.
+                    let task = RunTask { frames: granted, ready, limit: state.queue.capacity() };
+                    return state.take(batch).map(|batch| (batch, task));
                 }
             }
         }
     }
 
     /// Runs the batch, in parts where memory does not suffice for the whole, and ends its tickets.
-    fn process(&mut self, batch: &mut Batch, frames: usize, ready: usize) -> Ran {
+    fn process(&mut self, batch: &mut Batch, task: &RunTask) -> Ran {
+        let RunTask { frames, ready, limit } = *task;
         let mut ran = Ran { frames, ready, part: None, longest: Default::default() };
         // Those who waited for it may all have gone.
         if !batch.jobs.iter().flatten().any(|job| job.ticket.is_pending()) {
             return ran;
         }
         let size = self.shared.spec.batch;
-        let splits = !size.is_fixed();
+        let mut part = frames.min(limit);
         let mut at = 0;
         while at < frames {
-            let left = frames - at;
-            let part = ran.part.map_or(left, |part| if left < part { ceiling::part(left + 1) } else { part });
-            let run = if ran.part.is_none() { size.run(part, batch.tensor.capacity()) } else { part };
+            // The whole, or parts that are powers of two.
+            let count = if part < frames { ceiling::part(part.min(frames - at) + 1) } else { frames };
+            let run = if count == frames { size.run(count, batch.tensor.capacity()) } else { count };
             let started = Instant::now();
             let outcome = self.engine.run(&mut batch.tensor, at..at + run);
             let took = started.elapsed();
-            if let Err(error) = &outcome
-                && error.kind == EngineErrorKind::OutOfMemory
-                && part > 1
-                && splits
+            if count > 1
+                && !size.is_fixed()
+                && outcome.as_ref().is_err_and(|error| error.kind == EngineErrorKind::OutOfMemory)
             {
-                ran.part = Some(ceiling::part(part));
+                part = ceiling::part(count);
+                ran.part = Some(part);
                 continue;
             }
             ran.longest = ran.longest.max(took);
-            let reduced = ran.part.map(|limit| Reduced {
-                batch: batch.id,
-                frames: frames as u32,
-                limit: limit as u32,
-            });
-            self.complete(batch, at..at + part, outcome, Run { started, took, frames: 0, reduced });
-            at += part;
+            let reduced =
+                ran.part.map(|limit| Reduced { batch: batch.id, frames: frames as u32, limit: limit as u32 });
+            self.complete(batch, at..at + count, outcome, Run { started, took, frames: 0, reduced });
+            at += count;
         }
         ran
     }
 
-    fn complete(
-        &mut self,
-        batch: &Batch,
-        part: Range<usize>,
-        outcome: Result<(), EngineError>,
-        run: Run,
-    ) {
+    fn complete(&mut self, batch: &Batch, part: Range<usize>, outcome: Result<(), EngineError>, run: Run) {
         let outcome = outcome.map_err(Arc::new);
         let jobs = &batch.jobs[part.clone()];
         let run = Run { frames: jobs.iter().flatten().count() as u32, ..run };

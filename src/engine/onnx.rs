@@ -203,6 +203,8 @@ fn open(environment: &ort::environment::Environment, options: &SessionOptions) -
         .with_intra_threads(options.plan.threads)?
         .with_memory_pattern(false)?
         // What goes wrong is reported by us; ONNX Runtime would print each failed run to stderr as well.
+        // An application that shares ONNX Runtime with us may have bounded its arena; by default there is none of these.
+        .with_env_allocators()?
         .with_log_level(LogLevel::Fatal)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .commit_from_file(&options.model)

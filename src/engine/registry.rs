@@ -219,11 +219,11 @@ pub(super) fn stop_workers_at_exit() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Outcome, Patience};
     use crate::batch::batcher::tests::{spec, submit};
+    use crate::batch::{Outcome, Patience};
     use crate::engine::{BatchSize, Engine, ModelSpec};
-    use std::ops::Range;
     use crate::tensor::BatchTensor;
+    use std::ops::Range;
 
     struct Panics(ModelSpec);
 
@@ -306,6 +306,8 @@ mod tests {
             let _ = registry.get(key(2), false, || panic!("in the load"));
         }));
         assert!(outcome.is_err());
-        assert!(registry.get(key(2), false, || Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err());
+        assert!(
+            registry.get(key(2), false, || Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err()
+        );
     }
 }

@@ -235,7 +235,9 @@ impl Tuning {
     /// Most frames held. A live source must not be held up while a frame takes as long as it was told.
     pub fn in_flight(&self, live: &Live) -> usize {
         match live.is() {
-            Some(true) if !self.limited && self.overload != Overload::Block => self.in_flight.max(live.depth()),
+            Some(true) if !self.limited && self.overload != Overload::Block => {
+                self.in_flight.max(live.depth())
+            }
             _ => self.in_flight,
         }
     }

@@ -64,6 +64,9 @@ empty_batch       [0,3,64,64]         [0,6,84]        a batch of no pictures
 fails_at_run      ['batch',3,64,64]   ['batch',6,84]  marker; the run fails (Gather, index out of range) when a picture
                                                       of the batch has a mean over all channels of 0.9 or more: loading
                                                       and a grey (114) warm-up pass, a white picture fails
+hungry            ['batch',3,64,64]   ['batch',6,84]  marker; the run asks for terabytes of memory, and so runs out of it,
+                                                      for a batch of more than two pictures, and for a picture with a
+                                                      mean over all channels of 0.9 or more
 garbage           -                   -               4096 pseudo-random bytes
 empty             -                   -               0 bytes
 truncated         -                   -               the first half of v8
@@ -289,6 +292,21 @@ def fails_at_run():
     return graph.model([image("batch")], [("output0", FLOAT, ["batch", 6, ANCHORS])], metadata())
 
 
+def hungry():
+    graph = Graph()
+    template, mask = marker_arrays(2)
+    frames = graph.add("Gather", [graph.add("Shape", ["images"]), graph.ints(0)])
+    beyond_two = graph.add("Max", [graph.add("Sub", [frames, graph.ints(2)]), graph.ints(0)])
+    means = graph.add("Div", [graph.mean("images"), graph.constant(0.9)])
+    brightest = graph.add("ReduceMax", [means], axes=[0, 1, 2], keepdims=0)
+    white = graph.add("Cast", [graph.add("Floor", [brightest])], to=TensorProto.INT64)
+    trillions = graph.add("Add", [beyond_two, white])
+    length = graph.add("Add", [graph.add("Mul", [trillions, graph.ints(10**12)]), graph.ints(1)])
+    nothing = graph.add("ReduceMax", [graph.add("ConstantOfShape", [length])], axes=[0], keepdims=0)
+    graph.scaled_mask(graph.add("Add", [graph.mean_of_channel_0(), nothing]), mask, template)
+    return graph.model([image("batch")], [("output0", FLOAT, ["batch", 6, ANCHORS])], metadata())
+
+
 # --- models with a fixed answer ----------------------------------------------------------------
 
 
@@ -386,6 +404,7 @@ MODELS = [
     v8, v8_one_class, v8_dynamic_batch, v8_dynamic_size, fixed_batch4, f16, v5, yolox, end2end, one_channel,
     five_channel, int_input, zero, nan, inf, huge, odd_boxes, all, names_mismatch, classifier, obb, pose, segment,
     no_outputs_rank3, int_output, two_inputs, empty_batch, fails_at_run,
+    hungry,
 ]  # fmt: skip
 
 
@@ -413,8 +432,8 @@ def check(folder):
         assert output.shape == (1, 4 + classes, ANCHORS), name
         close(output[0, :, 0], box + [0.8, 0][:classes])
         assert not output[0, :, 1:].any(), name
-    for name in ("v8_dynamic_batch", "fixed_batch4", "fails_at_run"):
-        reds = [0.1, 0.5, 0.7, 1.0]
+    for name in ("v8_dynamic_batch", "fixed_batch4", "fails_at_run", "hungry"):
+        reds = [0.5, 1.0] if name == "hungry" else [0.1, 0.5, 0.7, 1.0]
         close(run(name, *[picture(red) for red in reds])[:, 4, 0], reds)
     output = run("v8_dynamic_size", picture(0.6, height=96, width=128), picture(0.7, height=96, width=128))
     assert output.shape == (2, 6, 252)

@@ -171,8 +171,10 @@ fn each_frame_gets_its_own_result_and_batches_form_while_the_engine_is_busy() {
     let lone = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.9, Duration::ZERO);
     assert_eq!(rig.run(), 1, "an idle engine waits for nobody");
     let values = [0.2, 0.4, 0.6];
-    let others: Vec<_> =
-        values.iter().map(|&value| submit(stream.acquire(1, Patience::Endless).unwrap(), value, Duration::ZERO)).collect();
+    let others: Vec<_> = values
+        .iter()
+        .map(|&value| submit(stream.acquire(1, Patience::Endless).unwrap(), value, Duration::ZERO))
+        .collect();
     rig.permit(2);
     assert_eq!(rig.run(), 3);
     assert_eq!(confidence(&lone), 0.9);
@@ -203,7 +205,8 @@ fn abandoned_slots_are_holes() {
     let rig = rig(BatchSize::Any);
     rig.permit(2);
     let stream = rig.batcher.attach(3);
-    let (hole, kept) = (stream.acquire(1, Patience::Endless).unwrap(), stream.acquire(1, Patience::Endless).unwrap());
+    let (hole, kept) =
+        (stream.acquire(1, Patience::Endless).unwrap(), stream.acquire(1, Patience::Endless).unwrap());
     let ticket = submit(kept, 0.8, Duration::ZERO);
     assert!(matches!(ticket.outcome(), Outcome::Pending), "a granted slot is waited for");
     drop(hole);
@@ -333,7 +336,9 @@ fn a_frame_for_which_there_is_no_memory_at_all_fails_alone() {
     rig.permit(100);
     let slots = [(); 2].map(|()| stream.acquire(1, Patience::Endless).unwrap());
     for ticket in slots.map(|slot| submit(slot, 0.5, Duration::ZERO)) {
-        assert!(matches!(ticket.wait(), Outcome::Failed(error) if error.kind == EngineErrorKind::OutOfMemory));
+        assert!(
+            matches!(ticket.wait(), Outcome::Failed(error) if error.kind == EngineErrorKind::OutOfMemory)
+        );
         ticket.with_result(|_, report| assert!(report.reduced.is_some_and(|reduced| reduced.limit == 1)));
     }
     rig.engine.upgrade().unwrap().memory.store(1, Ordering::Relaxed);
@@ -376,7 +381,8 @@ fn patience_has_an_end_and_keeps_the_turn() {
     let soon = || Patience::Until(Instant::now() + Duration::from_millis(5));
     assert!(matches!(refused(camera.acquire(1, soon())), Refused::Busy));
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| camera.acquire(1, Patience::Until(Instant::now() + PATIENCE)).map(|_| ()));
+        let waiting =
+            scope.spawn(|| camera.acquire(1, Patience::Until(Instant::now() + PATIENCE)).map(|_| ()));
         rig.until(|state| state.queue.waiting() == 1);
         assert!(matches!(refused(file.acquire(1, Patience::None)), Refused::Busy));
         rig.permit(1);
@@ -429,7 +435,8 @@ fn a_stream_that_does_not_wait_keeps_its_turn() {
     submit(file.acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
     assert!(matches!(refused(camera.acquire(1, Patience::None)), Refused::Busy));
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| file.acquire(1, Patience::Endless).map(|slot| submit(slot, 0.5, Duration::ZERO)));
+        let waiting =
+            scope.spawn(|| file.acquire(1, Patience::Endless).map(|slot| submit(slot, 0.5, Duration::ZERO)));
         rig.until(|state| state.queue.waiting() == 1);
         rig.permit(1);
         rig.run();
@@ -483,7 +490,8 @@ fn a_flush_frees_a_waiter_and_gives_its_place_up() {
 fn a_failing_run_fails_its_frames_and_no_others() {
     let rig = rig(BatchSize::Any);
     let stream = rig.batcher.attach(2);
-    let (a, b) = (stream.acquire(1, Patience::Endless).unwrap(), stream.acquire(1, Patience::Endless).unwrap());
+    let (a, b) =
+        (stream.acquire(1, Patience::Endless).unwrap(), stream.acquire(1, Patience::Endless).unwrap());
     let (a, b) = (submit(a, POISON, PATIENCE), submit(b, 0.5, PATIENCE));
     rig.permit(2);
     assert!(matches!(a.wait(), Outcome::Failed(error) if error.message == "poisoned"));

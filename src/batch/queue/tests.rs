@@ -26,8 +26,13 @@ enum Happens {
     /// The stream's next frame is there.
     Frame(usize),
     /// A frame is preprocessed.
-    Filled { batch: BatchId, frame: usize },
-    RunEnds { frames: usize },
+    Filled {
+        batch: BatchId,
+        frame: usize,
+    },
+    RunEnds {
+        frames: usize,
+    },
     /// A batch may be due.
     Alarm,
 }
@@ -126,8 +131,7 @@ impl World {
                         assert_eq!(granted, ready, "nothing is abandoned here");
                         for (_, frame, since) in run {
                             self.log.inferred[frame] += 1;
-                            self.log.longest_wait =
-                                self.log.longest_wait.max(u128::from(self.now - since));
+                            self.log.longest_wait = self.log.longest_wait.max(u128::from(self.now - since));
                         }
                         self.log.batches.push(ready);
                         // Not all alike, as in life: workers do not end together again and again.
@@ -157,9 +161,9 @@ impl World {
         if self.idle > 0 {
             for &(batch, frame, since) in &self.filled {
                 let delay = self.sources.iter().map(|source| source.batch_delay).max().unwrap_or(0);
-                let complete = !self.plan.values().any(|happens| {
-                    matches!(happens, Happens::Filled { batch: other, .. } if *other == batch)
-                });
+                let complete = !self.plan.values().any(
+                    |happens| matches!(happens, Happens::Filled { batch: other, .. } if *other == batch),
+                );
                 assert!(!complete || self.now < since + delay, "stream {frame}'s frame lies idle");
             }
             let full = self.queue.room() == 0;
@@ -213,7 +217,11 @@ fn priorities_are_shares_of_a_busy_engine() {
         let frames: usize = log.inferred.iter().sum();
         for (count, share) in log.inferred.iter().zip([0.6, 0.2, 0.2]) {
             let wanted = share * frames as f64;
-            assert!((*count as f64 - wanted).abs() <= 2.0 + wanted / 10.0, "{:?}, {workers} workers, {max_batch}", log.inferred);
+            assert!(
+                (*count as f64 - wanted).abs() <= 2.0 + wanted / 10.0,
+                "{:?}, {workers} workers, {max_batch}",
+                log.inferred
+            );
         }
     }
 }
