@@ -1,0 +1,233 @@
+//! Several streams through `yolodetect` beside a bare loop: the same model, callers and threads, the same decoded
+//! frames from memory. Prints each pair of runs and the median of their ratios.
+//!
+//! ```sh
+//! cargo bench --bench streams -- [STREAMS [PAIRS [FRAMES]]]
+//! ```
+//! FRAMES are those of each stream in one run. Needs what `pipelines/setup.sh` fetches.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use gst::prelude::*;
+use gst_video::VideoFrameExt;
+use gstyolodetect::engine::Engine;
+use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
+use gstyolodetect::engine::plan::{Hint, Plan};
+use gstyolodetect::preprocess::convert::Converter;
+use gstyolodetect::preprocess::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
+use gstyolodetect::tensor::BatchTensor;
+use parking_lot::{Condvar, Mutex};
+
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn asset(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/assets").join(name);
+    assert!(path.exists(), "{} is missing: run pipelines/setup.sh", path.display());
+    path
+}
+
+/// Decoded frames that both sides read.
+struct Film {
+    caps: gst::Caps,
+    info: gst_video::VideoInfo,
+    frames: Vec<gst::Buffer>,
+}
+
+impl Film {
+    fn decode(count: usize) -> Self {
+        let pipeline = gst::parse::launch(&format!(
+            "filesrc location={} ! decodebin ! video/x-raw,format=I420 ! appsink name=sink sync=false",
+            asset("clips/bikes.mp4").display()
+        ))
+        .unwrap()
+        .downcast::<gst::Pipeline>()
+        .unwrap();
+        let sink = pipeline.by_name("sink").unwrap().downcast::<gst_app::AppSink>().unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        let samples: Vec<_> = (0..count).map(|_| sink.pull_sample().unwrap()).collect();
+        pipeline.set_state(gst::State::Null).unwrap();
+        let caps = samples[0].caps_owned().unwrap();
+        let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
+        // Copies, so that no pool of the decoder is kept waiting.
+        let frames = samples.iter().map(|sample| sample.buffer().unwrap().copy_deep().unwrap()).collect();
+        Self { caps, info, frames }
+    }
+}
+
+/// One stream: an element between two pads, of which the one counts what comes out.
+struct Stream {
+    element: gst::Element,
+    src: gst::Pad,
+    sink: gst::Pad,
+}
+
+#[derive(Default)]
+struct Out {
+    inferred: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Stream {
+    fn new(out: &Arc<Out>) -> Self {
+        let element = gst::ElementFactory::make("yolodetect")
+            .property("model-file", asset("models/yolo12n.onnx").display().to_string())
+            .property_from_str("overload", "block")
+            .build()
+            .unwrap();
+        let src = gst::Pad::builder(gst::PadDirection::Src).build();
+        let out = out.clone();
+        let sink = gst::Pad::builder(gst::PadDirection::Sink)
+            .chain_function(move |_, _, buffer| {
+                let records = gstyolodetect::meta::frames(&buffer);
+                assert_eq!(records[0].status.nick(), "inferred");
+                *out.inferred.lock() += 1;
+                out.changed.notify_one();
+                Ok(gst::FlowSuccess::Ok)
+            })
+            .build();
+        src.link(&element.static_pad("sink").unwrap()).unwrap();
+        element.static_pad("src").unwrap().link(&sink).unwrap();
+        Self { element, src, sink }
+    }
+
+    fn start(&self, film: &Film) {
+        self.sink.set_active(true).unwrap();
+        self.element.set_state(gst::State::Playing).unwrap();
+        self.src.set_active(true).unwrap();
+        self.src.push_event(gst::event::StreamStart::new("bench"));
+        self.src.push_event(gst::event::Caps::new(&film.caps));
+        self.src.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.element.set_state(gst::State::Null).unwrap();
+    }
+}
+
+/// Frames a second of all streams together.
+fn ours(streams: &[Stream], film: &Film, out: &Out, frames: usize) -> f64 {
+    *out.inferred.lock() = 0;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for stream in streams {
+            scope.spawn(|| {
+                for frame in film.frames.iter().cycle().take(frames) {
+                    // A header of its own; the pixels are shared.
+                    stream.src.push(frame.copy()).unwrap();
+                }
+            });
+        }
+        let mut inferred = out.inferred.lock();
+        while *inferred < frames * streams.len() {
+            assert!(!out.changed.wait_for(&mut inferred, PATIENCE).timed_out(), "frames are lost");
+        }
+    });
+    (frames * streams.len()) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// What somebody would write by hand: as many threads as callers, each converts a frame and runs the session.
+fn bare(engine: &OnnxEngine, film: &Film, frames: usize) -> f64 {
+    let spec = engine.spec();
+    let next = AtomicUsize::new(0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..spec.callers {
+            scope.spawn(|| {
+                let format = FrameFormat {
+                    pixel: PixelFormat::I420,
+                    width: film.info.width(),
+                    height: film.info.height(),
+                    colorimetry: Colorimetry { matrix: Matrix::Bt601, range: Range::Limited },
+                    chroma: ChromaSite { horizontal_cosited: true, vertical_cosited: false },
+                };
+                let mut converter = Converter::new(format, spec.input_size, spec.layout.input_style());
+                let mut batch = BatchTensor::new(1, spec.input, spec.output).unwrap();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= frames {
+                        break;
+                    }
+                    let buffer = &film.frames[number % film.frames.len()];
+                    let frame =
+                        gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &film.info).unwrap();
+                    let planes = [0, 1, 2].map(|plane| Plane {
+                        data: frame.plane_data(plane).unwrap(),
+                        row_stride: frame.plane_stride()[plane as usize] as usize,
+                    });
+                    converter.convert(&planes, batch.slot(0).tensor()).unwrap();
+                    engine.run(&mut batch, 0..1).unwrap();
+                }
+            });
+        }
+    });
+    frames as f64 / start.elapsed().as_secs_f64()
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let mut arguments = env::args().skip(1).filter(|argument| argument != "--bench");
+    let mut number =
+        |default: usize| arguments.next().map_or(default, |argument| argument.parse().expect("a number"));
+    let (streams, pairs, frames) = (number(8), number(7), number(12));
+    // SAFETY: before any other thread is started.
+    unsafe { env::set_var("ORT_DYLIB_PATH", asset("lib/libonnxruntime.so.1")) };
+    gst::init().unwrap();
+    gstyolodetect::plugin_register_static().unwrap();
+
+    let film = Film::decode(60);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let out = Arc::default();
+    // All are there before the first is started, as in a pipeline: performance-hint=auto looks for others.
+    let elements: Vec<_> = (0..streams).map(|_| Stream::new(&out)).collect();
+    elements.iter().for_each(|stream| stream.start(&film));
+    let plan = Plan::new(Hint::Auto, cores, streams);
+    let engine = elements[0].element.property::<gst::Structure>("stats").get::<gst::Structure>("engine");
+    assert_eq!(engine.unwrap().get::<u32>("callers").unwrap() as usize, plan.callers);
+    let session = OnnxEngine::load(&SessionOptions {
+        model: asset("models/yolo12n.onnx"),
+        library: None,
+        head: None,
+        plan,
+    })
+    .unwrap();
+    println!(
+        "{streams} streams, {frames} frames each; {} callers, {} threads a run",
+        plan.callers, plan.threads
+    );
+
+    let total = streams * frames;
+    bare(&session, &film, total / 4);
+    ours(&elements, &film, &out, frames / 4);
+    println!("pair   yolodetect   bare loop   ratio   (frames/s of all streams together)");
+    let (mut ratios, mut ours_all, mut bare_all) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 1..=pairs {
+        // Who begins alternates, since speed drifts.
+        let (ours, bare) = if pair % 2 == 0 {
+            let ours = ours(&elements, &film, &out, frames);
+            (ours, bare(&session, &film, total))
+        } else {
+            let bare = bare(&session, &film, total);
+            (ours(&elements, &film, &out, frames), bare)
+        };
+        println!("{pair:4}   {ours:10.2}   {bare:9.2}   {:5.3}", ours / bare);
+        ratios.push(ours / bare);
+        ours_all.push(ours);
+        bare_all.push(bare);
+    }
+    println!(
+        "median {:10.2}   {:9.2}   {:5.3}",
+        median(&mut ours_all),
+        median(&mut bare_all),
+        median(&mut ratios)
+    );
+}
