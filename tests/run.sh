@@ -2,7 +2,7 @@
 # Every check of this repository, by one command; what CI runs.
 #
 # Usage: tests/run.sh [--fast] [STEP]...
-#   --fast  without the slow steps: build, recipes, trixie
+#   --fast  without the slow steps: build, recipes, embedding, trixie
 #   STEP    only these, in the order given:
 #     setup    tests/setup.sh: packages, ONNX Runtime, models, clips, pictures
 #     fmt      cargo fmt --check
@@ -11,6 +11,7 @@
 #     doc      cargo doc, warnings are errors
 #     build    cargo build --release
 #     recipes  tests/recipes.sh: every recipe of pipelines/, as the README quotes it
+#     embedding  tests/embedding.sh: the programs of examples/embedding, as the README quotes them
 #     inspect  gst-inspect-1.0 of every element where no ONNX Runtime can be found, and that looking at the plugin
 #              opens none of the libraries that it loads at run time
 #     deny     cargo deny: licences, bans, sources (where cargo-deny is installed)
@@ -31,7 +32,7 @@ BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
 ELEMENTS=(yolodetect yolooverlay yolojson)
 # Loaded at run time, if at all.
 RUNTIME_LIBRARIES='libonnxruntime|libgstanalytics'
-ALL_STEPS=(setup fmt clippy test doc build recipes inspect deny trixie)
+ALL_STEPS=(setup fmt clippy test doc build recipes embedding inspect deny trixie)
 FAST_STEPS=(setup fmt clippy test doc inspect deny)
 PASSED=0 FAILED=0 SKIPPED=0
 FAILURES=()
@@ -105,6 +106,7 @@ step_test() { check_counted test timeout 2700 cargo test --no-fail-fast; }
 step_doc() { RUSTDOCFLAGS="-D warnings" check doc cargo doc --quiet --no-deps --document-private-items; }
 step_build() { check build cargo build --quiet --release; }
 step_recipes() { check_counted recipes tests/recipes.sh; }
+step_embedding() { check_counted embedding tests/embedding.sh; }
 step_trixie() { check_counted trixie tests/trixie.sh; }
 
 step_deny() {

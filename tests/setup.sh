@@ -19,8 +19,8 @@ set -euo pipefail
 DATA=$ROOT/tests/data
 VENV=$ROOT/target/venv
 MODEL=$ASSETS/models/yolo12n.onnx
-# mmdebstrap makes the userland of tests/trixie.sh.
-TEST_PACKAGES=(python3-venv mmdebstrap debian-archive-keyring)
+# mmdebstrap makes the userland of tests/trixie.sh, gi lets tests/embedding.sh run GStreamer from Python.
+TEST_PACKAGES=(python3-venv mmdebstrap debian-archive-keyring python3-gi gir1.2-gst-plugins-base-1.0)
 
 # The sha256 of the named files' contents together.
 digest() {

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The plugin under GStreamer 1.26 (Debian trixie), beside whatever GStreamer this machine has.
 #
-# Usage: tests/trixie.sh [make] [inspect] [tests] [overlay]     (all four when none is named)
-#        tests/trixie.sh run COMMAND...                         (any command in there, at the repository's root)
+# Usage: tests/trixie.sh [make] [inspect] [tests] [overlay] [embedding]     (all five when none is named)
+#        tests/trixie.sh run COMMAND...     (any command in there, at the repository's root)
 #   make     the userland in target/trixie (about a minute, 0.8 GB), kept for the next run
 #   inspect  gst-inspect-1.0 of every element
 #   tests    the test executables that `cargo test` built on this machine
 #   overlay  a picture through yolodetect and GStreamer's own objectdetectionoverlay: it must draw our boxes
+#   embedding  the programs of examples/embedding, built on this machine
 #
 # The plugin is this machine's release build, or its debug build where there is none or YOLODETECT_PROFILE=debug.
 # Prints `ok: …` or `FAILED: …` for each check and the tests' own `test result:` lines; where it cannot run at all
@@ -22,8 +23,8 @@ SELF=$ROOT/tests/trixie.sh
 TRIXIE=$ROOT/target/trixie
 BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
 ELEMENTS=(yolodetect yolooverlay yolojson)
-# gcc: some tests make a library of their own.
-PACKAGES=gcc,libc6-dev,gstreamer1.0-tools,gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,gstreamer1.0-plugins-bad,gstreamer1.0-plugins-ugly,gstreamer1.0-libav
+# gcc: some tests make a library of their own. gi: Python programs are among the examples.
+PACKAGES=gcc,libc6-dev,gstreamer1.0-tools,gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,gstreamer1.0-plugins-bad,gstreamer1.0-plugins-ugly,gstreamer1.0-libav,python3-gi,gir1.2-gst-plugins-base-1.0
 # Test targets that need this machine's own tools (cargo, python), which the userland has not.
 HOST_ONLY=()
 FAILED=0
@@ -57,7 +58,7 @@ require_means() {
 }
 
 make_userland() {
-    if [ -f "$TRIXIE/.complete" ]; then
+    if [ "$(cat "$TRIXIE/.complete" 2>/dev/null)" = "$PACKAGES" ]; then
         return 0
     fi
     command -v mmdebstrap >/dev/null || skip "mmdebstrap is not installed (tests/setup.sh installs it)"
@@ -75,7 +76,8 @@ make_userland() {
         rm -rf "$part"
         skip "mmdebstrap could not make the userland (output above; all of it in target/trixie.log)"
     fi
-    touch "$part/.complete"
+    # Last: without it, or with other packages, the next run makes a new one.
+    printf '%s\n' "$PACKAGES" >"$part/.complete"
     mv "$part" "$TRIXIE"
 }
 
@@ -187,6 +189,16 @@ check_overlay() {
     fi
 }
 
+# The script prints its own results.
+check_embedding() {
+    if ! "$ROOT/tests/embedding.sh" build >"$SCRATCH/log" 2>&1; then
+        tail -n 10 "$SCRATCH/log"
+        failed "trixie: examples/embedding does not build"
+    elif ! with_plugin tests/embedding.sh run; then
+        FAILED=1
+    fi
+}
+
 main() {
     SHARED=$(realpath -m "${YOLODETECT_SHARED:-$ROOT/../shared}")
     PLUGINS=$BUILD/release
@@ -211,8 +223,8 @@ main() {
     for step in "${@:-all}"; do
         case $step in
         make) ;;
-        inspect | tests | overlay) "check_$step" ;;
-        all) check_inspect && check_tests && check_overlay ;;
+        inspect | tests | overlay | embedding) "check_$step" ;;
+        all) check_inspect && check_tests && check_overlay && check_embedding ;;
         *) die "unknown step $step; see the top of this script" ;;
         esac
     done
