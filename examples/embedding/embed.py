@@ -36,7 +36,7 @@ def print_frame(pad, info):
     meta = buffer.get_custom_meta("YoloDetectFrameMeta")
     if meta is None:
         return Gst.PadProbeReturn.OK
-    # All of these are borrowed from the buffer: keep plain values, never the objects.
+    # A copy. The metas themselves are the buffer's: keep what they say, never the objects.
     frame = meta.get_structure()
     first_id, count = frame.get_value("first-id"), frame.get_value("count")
     classes = struct.unpack(f"<{count}H", frame.get_value("class-ids").get_data() or b"")
