@@ -147,7 +147,7 @@ fn bare(engine: &OnnxEngine, film: &Film, frames: usize) -> f64 {
                     chroma: ChromaSite { horizontal_cosited: true, vertical_cosited: false },
                 };
                 let mut converter = Converter::new(format, spec.input_size, spec.layout.input_style());
-                let mut batch = BatchTensor::new(1, spec.input, spec.output).unwrap();
+                let mut batch = BatchTensor::new(1, spec.input).unwrap();
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= frames {
@@ -161,7 +161,7 @@ fn bare(engine: &OnnxEngine, film: &Film, frames: usize) -> f64 {
                         row_stride: frame.plane_stride()[plane as usize] as usize,
                     });
                     converter.convert(&planes, batch.slot(0).tensor()).unwrap();
-                    engine.run(&mut batch, 0..1).unwrap();
+                    engine.run(&mut batch, 0..1, &mut |_| ()).unwrap();
                 }
             });
         }

@@ -1,7 +1,6 @@
-//! The memory that frames are preprocessed into and results come out of.
+//! The memory that frames are preprocessed into.
 //!
-//! A [`BatchTensor`] is one contiguous input `[capacity, 3, height, width]` and the output that belongs to
-//! it. Its frames are handed out one by one as [`TensorSlot`]s, which several streams fill at the same time;
+//! A [`BatchTensor`] is one contiguous input `[capacity, 3, height, width]`. Its frames are handed out one by one as [`TensorSlot`]s, which several streams fill at the same time;
 //! afterwards the whole is run in place. Nothing here is allocated per frame.
 
 use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc};
@@ -12,7 +11,6 @@ use std::sync::Arc;
 use half::f16;
 use thiserror::Error;
 
-use crate::decode::OutputRef;
 use crate::preprocess::TensorMut;
 
 /// What one value of a tensor is.
@@ -85,41 +83,28 @@ impl Drop for Memory {
     }
 }
 
-/// One batch's input and output.
+/// One batch's input.
 pub struct BatchTensor {
     /// What an engine keeps with this memory (its views of it). Declared first: it goes before the memory.
     pub binding: Option<Box<dyn Any + Send>>,
     input: Arc<Memory>,
-    output: Memory,
-    input_extent: FrameExtent,
-    output_extent: FrameExtent,
+    extent: FrameExtent,
     capacity: usize,
 }
 
 impl BatchTensor {
     /// Room for `capacity` frames, zeroed.
-    pub fn new(
-        capacity: usize,
-        input_extent: FrameExtent,
-        output_extent: FrameExtent,
-    ) -> Result<Self, AllocError> {
-        Ok(Self {
-            binding: None,
-            input: Arc::new(Memory::new(capacity, input_extent)?),
-            output: Memory::new(capacity, output_extent)?,
-            input_extent,
-            output_extent,
-            capacity,
-        })
+    pub fn new(capacity: usize, extent: FrameExtent) -> Result<Self, AllocError> {
+        Ok(Self { binding: None, input: Arc::new(Memory::new(capacity, extent)?), extent, capacity })
     }
 
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Bytes held, input and output together.
+    /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.capacity * (self.input_extent.bytes() + self.output_extent.bytes())
+        self.capacity * self.extent.bytes()
     }
 
     /// Hands out frame `index` for filling.
@@ -129,7 +114,7 @@ impl BatchTensor {
     /// [`Self::all_slots_returned`]).
     pub fn slot(&mut self, index: usize) -> TensorSlot {
         assert!(index < self.capacity, "slot {index} of {}", self.capacity);
-        TensorSlot { memory: self.input.clone(), index, extent: self.input_extent }
+        TensorSlot { memory: self.input.clone(), index, extent: self.extent }
     }
 
     /// Whether nobody can be writing to the input any more.
@@ -142,34 +127,8 @@ impl BatchTensor {
         // SAFETY: the memory is ours, of this length and initialised; with no slot out (`get_mut`), `&mut
         // self` makes the access exclusive.
         Arc::get_mut(&mut self.input).map(|memory| unsafe {
-            std::slice::from_raw_parts_mut(memory.start.as_ptr(), self.capacity * self.input_extent.bytes())
+            std::slice::from_raw_parts_mut(memory.start.as_ptr(), self.capacity * self.extent.bytes())
         })
-    }
-
-    /// The whole output's bytes, for the engine to fill.
-    pub fn output_bytes(&mut self) -> &mut [u8] {
-        // SAFETY: owned, initialised, of this length, and borrowed through `&mut self`.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.output.start.as_ptr(),
-                self.capacity * self.output_extent.bytes(),
-            )
-        }
-    }
-
-    /// What the last run left for frame `index`.
-    pub fn output(&self, index: usize) -> OutputRef<'_> {
-        assert!(index < self.capacity, "output {index} of {}", self.capacity);
-        let FrameExtent { element, len } = self.output_extent;
-        // SAFETY: frame `index` lies within the memory, which is aligned beyond either type's need (every
-        // frame's start is a multiple of the element's size) and initialised; any bits are a valid float.
-        unsafe {
-            let start = self.output.start.as_ptr().add(index * self.output_extent.bytes());
-            match element {
-                Element::F32 => OutputRef::F32(std::slice::from_raw_parts(start.cast(), len)),
-                Element::F16 => OutputRef::F16(std::slice::from_raw_parts(start.cast(), len)),
-            }
-        }
     }
 }
 
@@ -203,7 +162,7 @@ mod tests {
     #[test]
     fn slots_are_disjoint_and_the_whole_is_reachable_only_without_them() {
         let extent = FrameExtent { element: Element::F32, len: 3 };
-        let mut batch = BatchTensor::new(2, extent, FrameExtent { element: Element::F16, len: 1 }).unwrap();
+        let mut batch = BatchTensor::new(2, extent).unwrap();
         let (mut first, mut second) = (batch.slot(0), batch.slot(1));
         match (first.tensor(), second.tensor()) {
             (TensorMut::F32(a), TensorMut::F32(b)) => {
@@ -223,14 +182,14 @@ mod tests {
             .map(|b| f32::from_ne_bytes(b.try_into().unwrap()))
             .collect();
         assert_eq!(values, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
-        assert_eq!(batch.bytes(), 2 * 3 * 4 + 2 * 2);
+        assert_eq!(batch.bytes(), 2 * 3 * 4);
     }
 
     #[test]
     fn a_tensor_that_cannot_be_is_an_error() {
         let extent = FrameExtent { element: Element::F32, len: usize::MAX / 16 };
         for capacity in [1, 2, 1 << 20] {
-            assert!(BatchTensor::new(capacity, extent, extent).is_err());
+            assert!(BatchTensor::new(capacity, extent).is_err());
         }
     }
 }

@@ -113,8 +113,6 @@ pub struct BatcherStats {
     pub waiting: usize,
     /// Most frames in a batch as things are.
     pub batch_limit: usize,
-    /// The latest run of a batch.
-    pub last_run: Duration,
 }
 
 impl Batcher {
@@ -123,8 +121,8 @@ impl Batcher {
         let spec = engine.spec().clone();
         let workers = spec.callers.max(1);
         let queue = Queue::new(spec.batch, workers);
-        let free = (0..=workers)
-            .map(|_| BatchTensor::new(queue.capacity(), spec.input, spec.output))
+        let free = (0..queue.batches())
+            .map(|_| BatchTensor::new(queue.capacity(), spec.input))
             .collect::<Result<_, _>>()
             .map_err(|error| out_of_memory(&spec, &error))?;
         let shared = Arc::new(Shared {
@@ -199,8 +197,18 @@ impl Batcher {
             slots: state.queue.slots(),
             waiting: state.queue.waiting(),
             batch_limit: state.queue.capacity(),
-            last_run: state.last_run,
         }
+    }
+
+    /// The engine's slots for each stream, at least one.
+    pub fn share(&self) -> usize {
+        let state = self.shared.state.lock();
+        state.queue.slots().div_ceil(state.queue.streams().max(1))
+    }
+
+    /// What the latest batch took to run; before the first, the warm-up.
+    pub fn last_run(&self) -> Duration {
+        self.shared.state.lock().last_run
     }
 
     /// Whether the engine failed for good; such a batcher is no longer shared.
@@ -363,7 +371,7 @@ impl State {
             let mut tensor = self.free.pop().expect("a tensor for each batch");
             if tensor.capacity() != capacity {
                 // The largest `max-batch` or the ceiling changed; rare, and never while a batch is in use.
-                match BatchTensor::new(capacity, spec.input, spec.output) {
+                match BatchTensor::new(capacity, spec.input) {
                     Ok(fitting) => tensor = fitting,
                     Err(_) => self.queue.limit(granted.batch, tensor.capacity()),
                 }

@@ -1,8 +1,9 @@
 //! What stands between the streams and the engine, without the frames themselves: slots, batches, who is next. Pure:
 //! every answer follows from the calls before and the time that is passed in.
 //!
-//! There are as many batches as workers and one more, so that one fills while the others run; their number does not
-//! grow with the streams. Whoever wants a slot stands in a [`Line`]; a batch runs when [`policy::decide`] says so.
+//! There are as many batches as workers, two at the least, so that one fills while the other runs; their number does not
+//! grow with the streams. (Several workers share the cores with those who fill slots: a further batch would take memory
+//! and save no time.) Whoever wants a slot stands in a [`Line`]; a batch runs when [`policy::decide`] says so.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -44,7 +45,9 @@ pub struct Queue {
     batch: BatchSize,
     workers: usize,
     running: usize,
-    /// Batches that are neither being filled nor run.
+    /// All of them.
+    batches: usize,
+    /// Those that are neither being filled nor run.
     free: usize,
     /// Oldest first; only the last one may have room.
     forming: VecDeque<(BatchId, Filling)>,
@@ -57,11 +60,13 @@ pub struct Queue {
 impl Queue {
     /// For `workers` that run a batch each.
     pub fn new(batch: BatchSize, workers: usize) -> Self {
+        let batches = workers.max(2);
         Self {
             batch,
             workers,
             running: 0,
-            free: workers + 1,
+            batches,
+            free: batches,
             forming: VecDeque::new(),
             next_batch: 0,
             streams: Vec::new(),
@@ -95,7 +100,11 @@ impl Queue {
 
     /// All slots, free or not.
     pub fn slots(&self) -> usize {
-        (self.workers + 1) * self.capacity()
+        self.batches * self.capacity()
+    }
+
+    pub fn batches(&self) -> usize {
+        self.batches
     }
 
     fn wish(&self) -> usize {

@@ -128,36 +128,34 @@ impl Ticket {
         pending
     }
 
-    /// The run of a frame that is still wanted ended: `decode` fills its list, unless the run failed.
-    pub(super) fn complete(
-        &self,
-        run: &Run,
-        outcome: Result<(), Arc<EngineError>>,
-        decode: impl FnOnce(&mut Vec<Detection>),
-    ) {
+    /// Lets `decode` fill the list of a frame that is still wanted.
+    pub(super) fn complete(&self, run: &Run, decode: impl FnOnce(&mut Vec<Detection>)) {
+        self.end(run, |detections| {
+            decode(detections);
+            Outcome::Done
+        });
+    }
+
+    /// The frame's run failed.
+    pub(super) fn fail(&self, run: &Run, error: Arc<EngineError>) {
+        self.end(run, |_| Outcome::Failed(error));
+    }
+
+    fn end(&self, run: &Run, end: impl FnOnce(&mut Vec<Detection>) -> Outcome) {
         let mut state = self.state.lock();
         if !matches!(state.outcome, Outcome::Pending) {
             return;
         }
         let start = Instant::now();
-        let outcome = match outcome {
-            Ok(()) => {
-                decode(&mut state.detections);
-                Outcome::Done
-            }
-            Err(error) => Outcome::Failed(error),
-        };
-        let queued = state
-            .submitted
-            .map_or(Duration::ZERO, |submitted| run.started.saturating_duration_since(submitted));
+        state.outcome = end(&mut state.detections);
+        let since = |submitted| run.started.saturating_duration_since(submitted);
         state.report = RunReport {
-            queued,
+            queued: state.submitted.map_or(Duration::ZERO, since),
             inference: run.took,
             decode: start.elapsed(),
             batch: run.frames,
             reduced: run.reduced,
         };
-        state.outcome = outcome;
         self.settled.notify_all();
     }
 }
@@ -183,11 +181,11 @@ mod tests {
     fn a_cancelled_ticket_takes_no_late_result() {
         let ticket = Ticket::default();
         assert!(ticket.cancel());
-        ticket.complete(&run(1), Ok(()), |list| list.push(Detection::default()));
+        ticket.complete(&run(1), |list| list.push(Detection::default()));
         assert!(matches!(ticket.wait(), Outcome::Cancelled));
         ticket.with_result(|detections, _| assert!(detections.is_empty()));
         ticket.reset();
-        ticket.complete(&run(3), Ok(()), |list| list.push(Detection::default()));
+        ticket.complete(&run(3), |list| list.push(Detection::default()));
         assert!(!ticket.cancel());
         assert!(matches!(ticket.wait(), Outcome::Done));
         ticket.with_result(|detections, report| {
@@ -200,7 +198,7 @@ mod tests {
         let ticket = Ticket::default();
         assert!(!ticket.wait_until(Instant::now() + Duration::from_millis(1)));
         let error = Arc::new(EngineError::new(crate::engine::EngineErrorKind::Run, "no", ""));
-        ticket.complete(&run(1), Err(error), |_| panic!("there is nothing to decode"));
+        ticket.fail(&run(1), error);
         assert!(ticket.wait_until(Instant::now()));
         assert!(matches!(ticket.outcome(), Outcome::Failed(_)));
     }

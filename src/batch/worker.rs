@@ -1,11 +1,10 @@
 //! One of the threads that run an engine's batches.
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::batcher::{Batch, Shared};
+use super::batcher::{Batch, Job, Shared};
 use super::ceiling;
 use super::queue::Task;
 use super::ticket::{Outcome, Reduced, Run};
@@ -34,7 +33,7 @@ struct Ran {
     /// Memory was enough for so many frames only.
     part: Option<usize>,
     /// Of the longest run.
-    longest: std::time::Duration,
+    longest: Duration,
 }
 
 impl Worker {
@@ -119,45 +118,42 @@ impl Worker {
             // The whole, or parts that are powers of two.
             let count = if part < frames { ceiling::part(part.min(frames - at) + 1) } else { frames };
             let run = if count == frames { size.run(count, batch.tensor.capacity()) } else { count };
-            let started = Instant::now();
-            let outcome = self.engine.run(&mut batch.tensor, at..at + run);
-            let took = started.elapsed();
-            if count > 1
-                && !size.is_fixed()
-                && outcome.as_ref().is_err_and(|error| error.kind == EngineErrorKind::OutOfMemory)
-            {
-                part = ceiling::part(count);
-                ran.part = Some(part);
-                continue;
-            }
-            ran.longest = ran.longest.max(took);
             let reduced =
                 ran.part.map(|limit| Reduced { batch: batch.id, frames: frames as u32, limit: limit as u32 });
-            self.complete(batch, at..at + count, outcome, Run { started, took, frames: 0, reduced });
+            let jobs = &batch.jobs[at..at + count];
+            let layout = &self.engine.spec().layout;
+            let mut report = Run {
+                started: Instant::now(),
+                took: Duration::ZERO,
+                frames: jobs.iter().flatten().count() as u32,
+                reduced,
+            };
+            let outcome = self.engine.run(&mut batch.tensor, at..at + run, &mut |output| {
+                report.took = report.started.elapsed();
+                for (index, job) in jobs.iter().enumerate() {
+                    let Some(Job { ticket, thresholds, letterbox, .. }) = job else { continue };
+                    let output = output.frame(index);
+                    ticket.complete(&report, |detections| {
+                        decode::decode(layout, output, thresholds, letterbox, &mut self.scratch, detections);
+                    });
+                }
+            });
+            if let Err(error) = outcome {
+                if count > 1 && !size.is_fixed() && error.kind == EngineErrorKind::OutOfMemory {
+                    part = ceiling::part(count);
+                    ran.part = Some(part);
+                    continue;
+                }
+                report.took = report.started.elapsed();
+                let error = Arc::new(error);
+                for job in jobs.iter().flatten() {
+                    job.ticket.fail(&report, error.clone());
+                }
+            }
+            ran.longest = ran.longest.max(report.took);
             at += count;
         }
         ran
-    }
-
-    fn complete(&mut self, batch: &Batch, part: Range<usize>, outcome: Result<(), EngineError>, run: Run) {
-        let outcome = outcome.map_err(Arc::new);
-        let jobs = &batch.jobs[part.clone()];
-        let run = Run { frames: jobs.iter().flatten().count() as u32, ..run };
-        let layout = &self.engine.spec().layout;
-        for (index, job) in part.zip(jobs) {
-            let Some(job) = job else { continue };
-            job.ticket.complete(&run, outcome.clone(), |detections| {
-                let output = batch.tensor.output(index);
-                decode::decode(
-                    layout,
-                    output,
-                    &job.thresholds,
-                    &job.letterbox,
-                    &mut self.scratch,
-                    detections,
-                );
-            });
-        }
     }
 
     /// The engine is not to be trusted any more: every stream is told, and every worker ends.

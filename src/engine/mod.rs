@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::decode::Layout;
+use crate::decode::{Layout, OutputRef};
 use crate::detection::Labels;
 use crate::tensor::{BatchTensor, FrameExtent};
 
@@ -75,12 +75,41 @@ pub struct ModelSpec {
 pub trait Engine: Send + Sync {
     fn spec(&self) -> &ModelSpec;
 
-    /// Runs these frames of `batch`: reads their input, fills their output. With [`BatchSize::Fixed`] it is always
-    /// the whole batch.
+    /// Runs these frames of `batch` and shows `read` what came out, once. With [`BatchSize::Fixed`] it is always the
+    /// whole batch.
     ///
-    /// On an error the output is undefined and the engine stays usable; after [`EngineErrorKind::OutOfMemory`] fewer
-    /// frames may go well.
-    fn run(&self, batch: &mut BatchTensor, frames: Range<usize>) -> Result<(), EngineError>;
+    /// The output is the engine's own and goes when `read` returns: it has, most often, the place of something that
+    /// the run needed before, so that it takes no memory of its own.
+    ///
+    /// # Errors
+    /// Nothing was read then, and the engine stays usable; after [`EngineErrorKind::OutOfMemory`] fewer frames may go
+    /// well.
+    fn run(
+        &self,
+        batch: &mut BatchTensor,
+        frames: Range<usize>,
+        read: &mut dyn FnMut(Output<'_>),
+    ) -> Result<(), EngineError>;
+}
+
+/// What a run gave, frame after frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// Of all frames.
+    pub values: OutputRef<'a>,
+    /// Values of one frame.
+    pub frame_len: usize,
+}
+
+impl<'a> Output<'a> {
+    /// Of one frame, counted from the first that was run.
+    pub fn frame(&self, index: usize) -> OutputRef<'a> {
+        let range = index * self.frame_len..(index + 1) * self.frame_len;
+        match self.values {
+            OutputRef::F32(values) => OutputRef::F32(&values[range]),
+            OutputRef::F16(values) => OutputRef::F16(&values[range]),
+        }
+    }
 }
 
 /// Why a model cannot be loaded or run. The text names the file and the way out.

@@ -1,7 +1,7 @@
 //! One ONNX Runtime session behind [`Engine`]. With [`super::runtime`], the only file that names `ort`.
 //!
-//! A run goes through the C API: its input and output are views, made once, of a [`BatchTensor`]'s own
-//! memory, so that a run copies no tensor and allocates nothing on our side. ONNX Runtime documents that `Run` may be
+//! A run goes through the C API: its input is a view, made once, of a [`BatchTensor`]'s own memory, and its output is
+//! read where ONNX Runtime has put it, so that a run copies no tensor and allocates nothing on our side. ONNX Runtime documents that `Run` may be
 //! called by several threads at once on one session; `ort`'s own call wants it exclusively. `tests/callers.rs` compares
 //! 100,000 such runs, bit by bit, with single ones.
 
@@ -20,8 +20,8 @@ use ort::value::{Outlet, TensorElementType, ValueType};
 
 use super::model::{DeclaredInput, InputPlan};
 use super::plan::Plan;
-use super::{Engine, EngineError, EngineErrorKind, ModelSpec, runtime};
-use crate::decode::{Head, Layout, ModelMetadata, OutputShape};
+use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output, runtime};
+use crate::decode::{Head, Layout, ModelMetadata, OutputRef, OutputShape};
 use crate::detection::Labels;
 use crate::memory;
 use crate::tensor::{BatchTensor, Element, FrameExtent};
@@ -44,8 +44,6 @@ pub struct OnnxEngine {
     output_name: CString,
     /// `[frames, …]` without the first, of the output.
     output_dims: Vec<i64>,
-    /// Whether results can be written straight into our memory: the file declares the shape.
-    output_in_place: bool,
     host: HostMemory,
 }
 
@@ -75,11 +73,10 @@ impl OnnxEngine {
             Layout::find(options.head, &metadata, (plan.height as usize, plan.width as usize), &shapes)
                 .map_err(|error| unsupported(file, error.to_string(), ""))?;
         let chosen = &session.outputs()[layout.output];
-        let (output_element, declared_dims) = tensor_type(chosen.dtype());
+        let (output_element, _) = tensor_type(chosen.dtype());
         let Some(output_element) = output_element else {
             return Err(unsupported(file, format!("its output {} is not of floats", chosen.name()), ""));
         };
-        let output_in_place = declared_dims.iter().skip(1).all(|&dim| dim > 0);
         let output_dims = shapes[layout.output].dims.iter().skip(1).map(|&dim| dim as i64).collect();
 
         let mut engine = Self {
@@ -100,12 +97,11 @@ impl OnnxEngine {
             session,
             input_name,
             output_dims,
-            output_in_place,
             host,
         };
-        let mut warm = tensor(file, warm_frames, engine.spec.input, engine.spec.output)?;
+        let mut warm = tensor(file, warm_frames, engine.spec.input)?;
         let start = Instant::now();
-        engine.run(&mut warm, 0..warm_frames)?;
+        engine.run(&mut warm, 0..warm_frames, &mut |_| ())?;
         engine.spec.warm_run = start.elapsed();
         drop(warm);
         // Loading leaves the parsed file and the graph before optimisation behind as free heap.
@@ -114,50 +110,35 @@ impl OnnxEngine {
         Ok(engine)
     }
 
-    /// Views of these frames of `batch`, made at the first run of them.
-    fn views<'a>(&self, batch: &'a mut BatchTensor, frames: &Range<usize>) -> ort::Result<&'a Views> {
-        if !batch.binding.as_ref().is_some_and(|binding| binding.is::<Bindings>()) {
-            batch.binding = Some(Box::new(Bindings::default()));
-        }
-        if bindings(batch).and_then(|bindings| bindings.of(frames)).is_none() {
-            let views = self.make_views(batch, frames)?;
-            if let Some(bindings) = bindings_mut(batch) {
-                bindings.0.push((frames.clone(), views));
+    /// The view of these frames of `batch`, made at the first run of them.
+    fn view<'a>(&self, batch: &'a mut BatchTensor, frames: &Range<usize>) -> ort::Result<&'a OwnedValue> {
+        if views(batch).and_then(|views| views.of(frames)).is_none() {
+            let (width, height) = self.spec.input_size;
+            let extent = self.spec.input;
+            let Some(bytes) = batch.input_bytes() else {
+                return Err(ort::Error::new("a slot of the batch is still out"));
+            };
+            let bytes = &mut bytes[frames.start * extent.bytes()..frames.end * extent.bytes()];
+            let shape = [frames.len() as i64, 3, i64::from(height), i64::from(width)];
+            let view = self.host.view(bytes, &shape, extent.element)?;
+            if !batch.binding.as_ref().is_some_and(|binding| binding.is::<Views>()) {
+                batch.binding = Some(Box::new(Views::default()));
+            }
+            if let Some(views) = batch.binding.as_mut().and_then(|binding| binding.downcast_mut::<Views>()) {
+                views.0.push((frames.clone(), view));
             }
         }
-        bindings(batch)
-            .and_then(|bindings| bindings.of(frames))
-            .ok_or_else(|| ort::Error::new("the batch has no views"))
+        views(batch)
+            .and_then(|views| views.of(frames))
+            .ok_or_else(|| ort::Error::new("the batch has no view"))
     }
 
-    fn make_views(&self, batch: &mut BatchTensor, frames: &Range<usize>) -> ort::Result<Views> {
-        let (width, height) = self.spec.input_size;
-        let ModelSpec { input: input_frame, output: output_frame, .. } = self.spec;
-        let bytes = |frame: FrameExtent| frames.start * frame.bytes()..frames.end * frame.bytes();
-        let Some(input) = batch.input_bytes() else {
-            return Err(ort::Error::new("a slot of the batch is still out"));
-        };
-        let shape = [frames.len() as i64, 3, i64::from(height), i64::from(width)];
-        let input = self.host.view(&mut input[bytes(input_frame)], &shape, input_frame.element)?;
-        let output = if self.output_in_place {
-            let mut shape = vec![frames.len() as i64];
-            shape.extend(&self.output_dims);
-            let output = &mut batch.output_bytes()[bytes(output_frame)];
-            Some(self.host.view(output, &shape, output_frame.element)?)
-        } else {
-            None
-        };
-        Ok(Views { input, output })
-    }
-
-    fn run_batch(&self, batch: &mut BatchTensor, frames: &Range<usize>) -> ort::Result<()> {
+    fn run_batch(&self, batch: &mut BatchTensor, frames: &Range<usize>) -> ort::Result<OwnedValue> {
         if !batch.all_slots_returned() {
             return Err(ort::Error::new("a slot of the batch is still out"));
         }
-        let views = self.views(batch, frames)?;
-        let input = views.input.0.as_ptr().cast_const();
-        let mut output = views.output.as_ref().map_or(ptr::null_mut(), |value| value.0.as_ptr());
-        let in_place = !output.is_null();
+        let input = self.view(batch, frames)?.0.as_ptr().cast_const();
+        let mut output = ptr::null_mut();
         call(
             &self.session,
             &self.input_name,
@@ -165,9 +146,6 @@ impl OnnxEngine {
             &[self.output_name.as_ptr()],
             std::slice::from_mut(&mut output),
         )?;
-        if in_place {
-            return Ok(());
-        }
         let Some(value) = NonNull::new(output).map(OwnedValue) else {
             return Err(ort::Error::new("the run gave no output"));
         };
@@ -179,10 +157,7 @@ impl OnnxEngine {
                 self.output_dims
             )));
         }
-        let frame = self.spec.output.bytes();
-        let bytes = value.bytes(frames.len() * frame)?;
-        batch.output_bytes()[frames.start * frame..frames.end * frame].copy_from_slice(bytes);
-        Ok(())
+        Ok(value)
     }
 }
 
@@ -191,9 +166,19 @@ impl Engine for OnnxEngine {
         &self.spec
     }
 
-    fn run(&self, batch: &mut BatchTensor, frames: Range<usize>) -> Result<(), EngineError> {
+    fn run(
+        &self,
+        batch: &mut BatchTensor,
+        frames: Range<usize>,
+        read: &mut dyn FnMut(Output<'_>),
+    ) -> Result<(), EngineError> {
         debug_assert!(frames.end <= batch.capacity());
-        self.run_batch(batch, &frames).map_err(|error| run_failed(&self.spec.file, error))
+        let FrameExtent { element, len } = self.spec.output;
+        let failed = |error| run_failed(&self.spec.file, error);
+        let value = self.run_batch(batch, &frames).map_err(failed)?;
+        let values = value.values(element, frames.len() * len).map_err(failed)?;
+        read(Output { values, frame_len: len });
+        Ok(())
     }
 }
 
@@ -241,8 +226,7 @@ fn probe(
     frames: usize,
     file: &Path,
 ) -> Result<Vec<OutputShape>, EngineError> {
-    let none = FrameExtent { element: Element::F32, len: 0 };
-    let mut batch = tensor(file, frames, plan.frame(), none)?;
+    let mut batch = tensor(file, frames, plan.frame())?;
     let shape = [frames as i64, 3, i64::from(plan.height), i64::from(plan.width)];
     let names: Vec<CString> =
         session.outputs().iter().map(|output| c_name(file, output.name())).collect::<Result<_, _>>()?;
@@ -312,13 +296,8 @@ fn ran_out_of_memory(message: &str) -> bool {
     .any(|words| message.contains(words))
 }
 
-fn tensor(
-    file: &Path,
-    frames: usize,
-    input: FrameExtent,
-    output: FrameExtent,
-) -> Result<BatchTensor, EngineError> {
-    BatchTensor::new(frames, input, output).map_err(|error| {
+fn tensor(file: &Path, frames: usize, extent: FrameExtent) -> Result<BatchTensor, EngineError> {
+    BatchTensor::new(frames, extent).map_err(|error| {
         EngineError::new(
             EngineErrorKind::OutOfMemory,
             format!("there is no memory for the frames of the model {}", file.display()),
@@ -354,25 +333,16 @@ fn call(
 
 /// Views of one [`BatchTensor`], by the frames that they show.
 #[derive(Default)]
-struct Bindings(Vec<(Range<usize>, Views)>);
+struct Views(Vec<(Range<usize>, OwnedValue)>);
 
-impl Bindings {
-    fn of(&self, frames: &Range<usize>) -> Option<&Views> {
-        self.0.iter().find(|(of, _)| of == frames).map(|(_, views)| views)
+impl Views {
+    fn of(&self, frames: &Range<usize>) -> Option<&OwnedValue> {
+        self.0.iter().find(|(of, _)| of == frames).map(|(_, view)| view)
     }
 }
 
-struct Views {
-    input: OwnedValue,
-    output: Option<OwnedValue>,
-}
-
-fn bindings(batch: &BatchTensor) -> Option<&Bindings> {
+fn views(batch: &BatchTensor) -> Option<&Views> {
     batch.binding.as_ref()?.downcast_ref()
-}
-
-fn bindings_mut(batch: &mut BatchTensor) -> Option<&mut Bindings> {
-    batch.binding.as_mut()?.downcast_mut()
 }
 
 /// An `OrtValue` that is ours to release.
@@ -414,17 +384,21 @@ impl OwnedValue {
         Ok((element, dims))
     }
 
-    /// The tensor's first `len` bytes; the caller knows from its shape that it has as many.
-    fn bytes(&self, len: usize) -> ort::Result<&[u8]> {
+    /// The tensor's first `len` values; the caller knows from its type and shape that it has as many.
+    fn values(&self, element: Element, len: usize) -> ort::Result<OutputRef<'_>> {
         let mut data = ptr::null_mut();
-        // SAFETY: the value is alive and a tensor in host memory; its shape was checked by the caller, so
-        // `len` bytes are there for as long as the value lives.
+        // SAFETY: the value is alive and a tensor in host memory; its type and shape were checked by the caller, so
+        // `len` elements are there for as long as the value lives, aligned as ONNX Runtime aligns its tensors (beyond
+        // either type's need); any bits are a valid float.
         unsafe {
             ort::Error::result_from_status((ort::api().GetTensorMutableData)(self.0.as_ptr(), &mut data))?;
             if data.is_null() {
                 return Err(ort::Error::new("the output has no data"));
             }
-            Ok(std::slice::from_raw_parts(data.cast(), len))
+            Ok(match element {
+                Element::F32 => OutputRef::F32(std::slice::from_raw_parts(data.cast(), len)),
+                Element::F16 => OutputRef::F16(std::slice::from_raw_parts(data.cast(), len)),
+            })
         }
     }
 }

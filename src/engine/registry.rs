@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::batch::batcher::tests::{spec, submit};
     use crate::batch::{Outcome, Patience};
-    use crate::engine::{BatchSize, Engine, ModelSpec};
+    use crate::engine::{BatchSize, Engine, ModelSpec, Output};
     use crate::tensor::BatchTensor;
     use std::ops::Range;
 
@@ -232,7 +232,12 @@ mod tests {
             &self.0
         }
 
-        fn run(&self, _: &mut BatchTensor, _: Range<usize>) -> Result<(), EngineError> {
+        fn run(
+            &self,
+            _: &mut BatchTensor,
+            _: Range<usize>,
+            _: &mut dyn FnMut(Output<'_>),
+        ) -> Result<(), EngineError> {
             panic!("as the test wants it");
         }
     }

@@ -58,7 +58,7 @@ impl YoloDetect {
         let tuning = self.tuning(&session)?;
         let arrival = Instant::now();
         self.upstream_is_live();
-        let place = self.inflight.reserve(tuning.in_flight(&self.live))?;
+        let place = self.inflight.reserve(tuning.in_flight(&session, &self.live))?;
         let mut intake = self.intake.lock();
         if intake.format.is_none() {
             gst::element_imp_error!(
@@ -198,7 +198,7 @@ impl YoloDetect {
         arrival: Instant,
     ) -> Patience {
         let slack = pace.slack(pts, arrival, self.live.period());
-        let run = session.stream.batcher().stats().last_run;
+        let run = session.stream.batcher().last_run();
         match slack.min(run) {
             Duration::ZERO => Patience::None,
             patience => Patience::Until(arrival + patience),
@@ -306,7 +306,7 @@ impl YoloDetect {
         {
             // What is in flight, and one being pushed.
             self.upstream_is_live();
-            negotiation::add_held_buffers(query, tuning.in_flight(&self.live) as u32 + 1);
+            negotiation::add_held_buffers(query, tuning.in_flight(&session, &self.live) as u32 + 1);
         }
         answered
     }

@@ -32,16 +32,16 @@ impl YoloDetect {
             }
             return;
         };
-        match next {
-            Next::Frame(Some(ticket), None) => {
-                ticket.wait();
-            }
-            Next::Frame(Some(ticket), Some(deadline)) => {
-                if !ticket.wait_until(deadline) {
+        if let Next::Frame(Some(ticket), deadline) = next {
+            match deadline {
+                Some(deadline) if !ticket.wait_until(deadline) => {
                     ticket.cancel();
                 }
+                Some(_) => (),
+                None => {
+                    ticket.wait();
+                }
             }
-            _ => (),
         }
         match self.inflight.take(generation) {
             Some(Item::Frame(frame)) => self.push_frame(frame),

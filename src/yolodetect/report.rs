@@ -31,7 +31,7 @@ impl YoloDetect {
 
     /// A live frame could not wait for its result any more: the pipeline must know when the engine has become slower.
     pub(super) fn watch_latency(&self, session: &Session) {
-        let run = session.stream.batcher().stats().last_run;
+        let run = session.stream.batcher().last_run();
         let delay = self.settings.lock().batch_delay;
         if self.live.missed(live::needed(run, delay.into())) {
             self.post_latency();

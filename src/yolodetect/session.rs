@@ -193,27 +193,14 @@ pub struct Tuning {
     pub overload: Overload,
     pub priority: u32,
     pub batch_delay: Duration,
-    /// Most frames held; a live stream may need more, see [`Self::in_flight`].
-    in_flight: usize,
-    /// `in_flight` was set by the user.
-    limited: bool,
+    /// As the user wants it; 0 for [`Self::in_flight`] to decide.
+    max_in_flight: usize,
 }
 
 impl Tuning {
     /// # Errors
     /// A `classes` entry that the model does not have.
     pub fn new(settings: &Settings, session: &Session) -> Result<Self, String> {
-        let spec = session.stream.spec();
-        let batch = spec.batch.capacity(max_batch(settings));
-        let interval = settings.inference_interval.max(1);
-        let in_flight = match settings.max_in_flight {
-            // The batches that run and the one that fills, each frame with the uninferred ones behind it.
-            0 => {
-                let batches = (spec.callers + 1) * batch;
-                batches.saturating_mul(interval as usize).min(MAX_AUTO_IN_FLIGHT.max(batches)) + 1
-            }
-            limit => limit as usize,
-        };
         Ok(Self {
             thresholds: Arc::new(Thresholds {
                 confidence: settings.confidence_threshold,
@@ -222,23 +209,28 @@ impl Tuning {
                 max_detections: settings.max_detections as usize,
                 classes: session.class_filter(settings)?,
             }),
-            interval,
+            interval: settings.inference_interval.max(1),
             max_fps: settings.max_fps,
             overload: settings.overload,
             priority: settings.priority,
             batch_delay: settings.batch_delay.into(),
-            in_flight,
-            limited: settings.max_in_flight != 0,
+            max_in_flight: settings.max_in_flight as usize,
         })
     }
 
-    /// Most frames held. A live source must not be held up while a frame takes as long as it was told.
-    pub fn in_flight(&self, live: &Live) -> usize {
+    /// Most frames held.
+    pub fn in_flight(&self, session: &Session, live: &Live) -> usize {
+        if self.max_in_flight != 0 {
+            return self.max_in_flight;
+        }
+        // The stream's share of the engine's slots, every frame in one with the uninferred ones behind it, and one that is
+        // being preprocessed.
+        let share = session.stream.batcher().share();
+        let busy = share.saturating_mul(self.interval as usize).min(MAX_AUTO_IN_FLIGHT.max(share)) + 1;
         match live.is() {
-            Some(true) if !self.limited && self.overload != Overload::Block => {
-                self.in_flight.max(live.depth())
-            }
-            _ => self.in_flight,
+            // A live source must not be held up while a frame takes as long as it was told.
+            Some(true) if self.overload != Overload::Block => busy.max(live.depth()),
+            _ => busy,
         }
     }
 }

@@ -101,7 +101,10 @@ impl HeadChoice {
 #[repr(i32)]
 pub enum PerformanceHint {
     #[default]
-    #[enum_value(name = "throughput where the process has several detectors, else latency", nick = "auto")]
+    #[enum_value(
+        name = "Several inferences at a time where there are several detectors and two threads or more for each",
+        nick = "auto"
+    )]
     Auto,
     #[enum_value(name = "One inference at a time, on all threads", nick = "latency")]
     Latency,
