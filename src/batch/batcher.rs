@@ -200,12 +200,6 @@ impl Batcher {
         }
     }
 
-    /// The engine's slots for each stream, at least one.
-    pub fn share(&self) -> usize {
-        let state = self.shared.state.lock();
-        state.queue.slots().div_ceil(state.queue.streams().max(1))
-    }
-
     /// What the latest batch took to run; before the first, the warm-up.
     pub fn last_run(&self) -> Duration {
         self.shared.state.lock().last_run

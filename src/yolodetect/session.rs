@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::live::Live;
 use super::settings::{MetaChoice, Overload, Settings};
 use crate::batch::Stream;
+use crate::batch::batcher::BatcherStats;
 use crate::decode::{ClassFilter, Thresholds};
 use crate::detection::{ClassId, Labels};
 use crate::engine::registry::{self, Wanted};
@@ -223,10 +224,12 @@ impl Tuning {
         if self.max_in_flight != 0 {
             return self.max_in_flight;
         }
-        // The stream's share of the engine's slots, every frame in one with the uninferred ones behind it, and one that is
-        // being preprocessed.
-        let share = session.stream.batcher().share();
-        let busy = share.saturating_mul(self.interval as usize).min(MAX_AUTO_IN_FLIGHT.max(share)) + 1;
+        // The stream's share of the engine's slots, every frame in one with the uninferred ones behind it.
+        let BatcherStats { slots, streams, .. } = session.stream.batcher().stats();
+        let share = slots.div_ceil(streams.max(1));
+        // And one that is about to get a slot; of many streams others stand in line at any time.
+        let next = usize::from(streams < 2 * slots);
+        let busy = share.saturating_mul(self.interval as usize).min(MAX_AUTO_IN_FLIGHT.max(share)) + next;
         match live.is() {
             // A live source must not be held up while a frame takes as long as it was told.
             Some(true) if self.overload != Overload::Block => busy.max(live.depth()),
