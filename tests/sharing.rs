@@ -97,7 +97,7 @@ fn elements_fill_a_batch_together() {
 
 #[test]
 fn a_stream_that_is_stuck_holds_no_other_up() {
-    let properties = [("threads", "7"), ("max-batch", "2")];
+    let properties = [("threads", "7"), ("max-batch", "2"), ("max-in-flight", "4")];
     let (stuck, free) = (Rig::new(&properties), Rig::new(&properties));
     stuck.seen.close();
     std::thread::scope(|scope| {
