@@ -61,6 +61,17 @@ no_outputs_rank3  [1,3,64,64]         [1,6,84,1]      an output of rank 4, none 
 int_output        [1,3,64,64]         [1,6,84] int64  -
 two_inputs        [1,3,64,64], [1]    [1,6,84]        marker times a second required input, `scale`
 empty_batch       [0,3,64,64]         [0,6,84]        a batch of no pictures
+quarters          ['batch',3,64,64]   ['batch',8,84]  four boxes of 8x8, classes a, b, c, d: candidate i lies in a quarter
+                                                      of the picture (top left, top right, bottom left, bottom right)
+                                                      and its confidence is the mean of what it covers, all channels;
+                                                      centres (24,24), (40,24), (24,40), (40,40), so letterboxed
+                                                      pictures up to 2:1 keep their quarters
+stamped           ['batch',3,64,64]   ['batch',6,84]  marker; candidate 1, of class 1, centre (8,8), size 8x8, says which
+                                                      run it was: its confidence is the next of a fixed sequence of
+                                                      pseudo-random numbers from 0.3 to 0.9, one for each run (of all
+                                                      pictures in it), the same sequence for each session
+slow              ['batch',3,64,64]   ['batch',6,84]  as stamped, behind convolutions that take some milliseconds per
+                                                      picture; the same numbers
 fails_at_run      ['batch',3,64,64]   ['batch',6,84]  marker; the run fails (Gather, index out of range) when a picture
                                                       of the batch has a mean over all channels of 0.9 or more: loading
                                                       and a grey (114) warm-up pass, a white picture fails
@@ -84,6 +95,8 @@ SIZE = 64
 ANCHORS = 84
 MARKER = (32.0, 32.0, 32.0, 16.0)
 NAMES = {0: "red", 1: "other"}
+# Of `slow`.
+CHANNELS, CONVOLUTIONS = 16, 20
 FLOAT = TensorProto.FLOAT
 
 
@@ -307,6 +320,57 @@ def hungry():
     return graph.model([image("batch")], [("output0", FLOAT, ["batch", 6, ANCHORS])], metadata())
 
 
+def quarters():
+    graph = Graph()
+    template = np.zeros((8, ANCHORS), np.float32)
+    output = None
+    for index, (x, y) in enumerate([(24, 24), (40, 24), (24, 40), (40, 40)]):
+        template[:4, index] = x, y, 8, 8
+        mask = np.zeros((8, ANCHORS), np.float32)
+        mask[4 + index, index] = 1
+        corners = [graph.ints(y - 4, x - 4), graph.ints(y + 4, x + 4)]
+        patch = graph.add("Slice", ["images", *corners, graph.ints(2, 3)])
+        part = graph.add("Mul", [graph.mean(patch), graph.constant(mask[None])])
+        output = part if output is None else graph.add("Add", [output, part])
+    graph.add("Add", [output, graph.constant(template[None])], "output0")
+    names = dict(enumerate("abcd"))
+    return graph.model([image("batch")], [("output0", FLOAT, ["batch", 8, ANCHORS])], metadata(names))
+
+
+def with_stamp(graph, red):
+    """The marker of confidence `red`, and the run's number."""
+    template, mask = marker_arrays(2)
+    template[:4, 1] = 8, 8, 8, 8
+    stamp_mask = np.zeros_like(mask)
+    stamp_mask[5, 1] = 1
+    # A generator is the one thing in a session that knows of the runs before. Its seed makes the first 8000
+    # numbers differ as 32-bit floats.
+    stamp = graph.add("RandomUniform", [], dtype=FLOAT, shape=[1, 1, 1], low=0.3, high=0.9, seed=12.0)
+    stamps = graph.add("Mul", [stamp, graph.constant(stamp_mask[None])])
+    answer = graph.scaled_mask(red, mask, template, "unstamped")
+    graph.add("Add", [answer, stamps], "output0")
+    return graph.model([image("batch")], [("output0", FLOAT, ["batch", 6, ANCHORS])], metadata())
+
+
+def stamped():
+    graph = Graph()
+    return with_stamp(graph, graph.mean_of_channel_0())
+
+
+def slow():
+    graph = Graph()
+    noise = np.random.default_rng(1)
+    weights = lambda inputs: noise.normal(0, (9 * inputs) ** -0.5, (CHANNELS, inputs, 3, 3))
+    value, kernel = "images", graph.constant(weights(3))
+    inner = graph.constant(weights(CHANNELS))
+    for _ in range(CONVOLUTIONS):
+        value = graph.add("Relu", [graph.add("Conv", [value, kernel], pads=[1, 1, 1, 1])])
+        kernel = inner
+    # Far below what a float next to red can show, but no optimiser may say that it is nothing.
+    trace = graph.add("Mul", [graph.mean(value), graph.constant(1e-20)])
+    return with_stamp(graph, graph.add("Add", [graph.mean_of_channel_0(), trace]))
+
+
 # --- models with a fixed answer ----------------------------------------------------------------
 
 
@@ -403,8 +467,8 @@ def int_output():
 MODELS = [
     v8, v8_one_class, v8_dynamic_batch, v8_dynamic_size, fixed_batch4, f16, v5, yolox, end2end, one_channel,
     five_channel, int_input, zero, nan, inf, huge, odd_boxes, all, names_mismatch, classifier, obb, pose, segment,
-    no_outputs_rank3, int_output, two_inputs, empty_batch, fails_at_run,
-    hungry,
+    no_outputs_rank3, int_output, two_inputs, empty_batch, quarters, stamped,
+    slow, fails_at_run, hungry,
 ]  # fmt: skip
 
 
@@ -435,6 +499,13 @@ def check(folder):
     for name in ("v8_dynamic_batch", "fixed_batch4", "fails_at_run", "hungry"):
         reds = [0.5, 1.0] if name == "hungry" else [0.1, 0.5, 0.7, 1.0]
         close(run(name, *[picture(red) for red in reds])[:, 4, 0], reds)
+    patches = np.full((2, 3, SIZE, SIZE), 0.5, np.float32)
+    patches[0, :, :32, :32], patches[1, :, 32:, 32:], patches[1, 0, :32, 32:] = 0.1, 0.9, 0.8
+    output = run("quarters", patches[:1], patches[1:])
+    close(output[0, 4:, :4], np.diag([0.1, 0.5, 0.5, 0.5]))
+    close(output[1, 4:, :4], np.diag([0.5, 0.6, 0.5, 0.9]))
+    close(output[1, :4, 2], [24, 40, 8, 8])
+    check_stamps(folder)
     output = run("v8_dynamic_size", picture(0.6, height=96, width=128), picture(0.7, height=96, width=128))
     assert output.shape == (2, 6, 252)
     close(output[1, :, 0], [64, 48, 64, 24, 0.7, 0])
@@ -469,6 +540,25 @@ def check(folder):
     expect_failure(lambda: run("fails_at_run", white), "a white picture passes fails_at_run")
     expect_failure(lambda: run("fails_at_run", picture(0.5), white), "a batch with a white picture passes")
     print(f"{len(MODELS) + 3} tiny models do what the table says")
+
+
+def check_stamps(folder):
+    """Both models tell their runs by the same numbers, none of which comes twice."""
+    import onnxruntime
+
+    def stamps(name, runs):
+        session = onnxruntime.InferenceSession(os.path.join(folder, f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        pictures = np.full((2, 3, SIZE, SIZE), 0.5, np.float32)
+        outputs = [session.run(None, {"images": pictures})[0] for _ in range(runs)]
+        for output in outputs:
+            np.testing.assert_allclose(output[:, 4, 0], 0.5, atol=1e-6)
+            assert output[0, 5, 1] == output[1, 5, 1], name
+            np.testing.assert_array_equal(output[0, :4, 1], [8, 8, 8, 8])
+        return [output[0, 5, 1] for output in outputs]
+
+    sequence = stamps("stamped", 8000)
+    assert len(set(sequence)) == len(sequence) and 0.299 < min(sequence) and max(sequence) < 0.901
+    assert stamps("slow", 50) == sequence[:50]
 
 
 def most_overlap(output):
