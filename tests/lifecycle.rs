@@ -10,7 +10,7 @@ mod rig;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Pipeline, asset, tiny, yolo12n};
+use common::{PATIENCE, Pipeline, asset, tiny, within_patience, yolo12n};
 use gst::State::{Null, Paused, Playing, Ready};
 use gst::prelude::*;
 use rig::{Rig, millis};
@@ -59,20 +59,6 @@ fn endless(properties: &str, sink: &str) -> Pipeline {
 
 fn patience() -> gst::ClockTime {
     gst::ClockTime::try_from(PATIENCE).unwrap()
-}
-
-/// Fails where a state change hangs, instead of hanging with it.
-fn within_patience(what: &str, work: impl FnOnce() + Send + 'static) {
-    let (done, finished) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        work();
-        let _ = done.send(());
-    });
-    match finished.recv_timeout(PATIENCE) {
-        Ok(()) => (),
-        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("{what} hangs"),
-        Err(_) => panic!("{what} panicked"),
-    }
 }
 
 #[test]

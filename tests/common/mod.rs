@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Once;
+use std::sync::{Once, mpsc};
 use std::time::Duration;
 
 use gst::prelude::*;
@@ -52,6 +52,18 @@ pub fn yolo12n() -> String {
 
 pub fn tiny(name: &str) -> String {
     asset(&format!("models/tiny/{name}.onnx")).display().to_string()
+}
+
+/// A copy of a tiny model that differs in its description alone: elements that use it share an engine with nobody
+/// but each other, whatever other tests of the process do. `owner` is a name that no other test has.
+pub fn own_tiny(name: &str, owner: &str) -> String {
+    const DOC_STRING: u8 = 6 << 3 | 2;
+    let mut model = std::fs::read(tiny(name)).unwrap();
+    model.extend([DOC_STRING, owner.len().try_into().unwrap()]);
+    model.extend(owner.as_bytes());
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{owner}-{name}.onnx"));
+    std::fs::write(&path, model).unwrap();
+    path.display().to_string()
 }
 
 /// A folder with the plugin as another process loads it, in `scratch`. Cargo builds the library beside the tests;
@@ -135,6 +147,25 @@ impl Pipeline {
 impl Drop for Pipeline {
     fn drop(&mut self) {
         let _ = self.0.set_state(gst::State::Null);
+    }
+}
+
+/// Fails where something hangs, instead of hanging with it.
+pub fn within_patience(what: &str, work: impl FnOnce() + Send + 'static) {
+    within(PATIENCE, what, work);
+}
+
+/// The same for what takes longer.
+pub fn within(patience: Duration, what: &str, work: impl FnOnce() + Send + 'static) {
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    match finished.recv_timeout(patience) {
+        Ok(()) => (),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{what} hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => panic!("{what} panicked"),
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Seen {
     pub ids: Vec<u32>,
     /// Of the first detection; a marker model's says how red the picture was.
     pub confidence: Option<f32>,
+    /// Class and confidence of each detection.
+    pub scores: Vec<(u32, f32)>,
     /// The width that the pad's caps said then.
     pub width: Option<i32>,
 }
@@ -44,6 +46,7 @@ impl Seen {
             boxes: found.iter().map(|found| (found.x, found.y, found.w, found.h)).collect(),
             ids: found.iter().filter_map(|found| found.id).collect(),
             confidence: found.first().and_then(|found| found.confidence),
+            scores: found.iter().filter_map(|found| Some((found.class_id?, found.confidence?))).collect(),
             width: caps.and_then(|caps| caps.structure(0)?.get("width").ok()),
         }
     }
@@ -176,6 +179,11 @@ impl Sink {
 
     pub fn forget(&self) {
         self.state.lock().items.clear();
+    }
+
+    /// What came out since the last call.
+    pub fn take(&self) -> Vec<Item> {
+        std::mem::take(&mut self.state.lock().items)
     }
 
     pub fn briefs(&self) -> Vec<String> {
