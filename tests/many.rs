@@ -121,7 +121,7 @@ struct Member {
 impl Member {
     fn new(stream: u64, seed: u64, model: &str) -> Self {
         let mut random = Random::new(seed, stream);
-        let interval = *random.pick(&[1, 1, 2, 3, 7]);
+        let interval = *random.pick(&[1, 1, 1, 2, 7]);
         let skips = random.percent(40);
         let properties = [
             ("model-file", model.to_string()),
@@ -164,8 +164,10 @@ impl Member {
     fn push(&mut self) -> Flow {
         if self.random.percent(4) {
             let info = any_info(&mut self.random);
-            // Refused while flushing.
-            if self.rig.src.push_event(gst::event::Caps::new(&info.to_caps().unwrap())) {
+            let caps = info.to_caps().unwrap();
+            // Its answer does not tell whether a pad that is flushed meanwhile took it.
+            self.rig.src.push_event(gst::event::Caps::new(&caps));
+            if self.rig.src.current_caps().is_some_and(|current| current == caps) {
                 self.info = info;
             }
         }
