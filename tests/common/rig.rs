@@ -349,11 +349,7 @@ impl Rig {
 
     /// Waits for a figure of the statistics.
     pub fn until_stats(&self, what: &str, enough: impl Fn(&gst::StructureRef) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !enough(&self.stats()) {
-            assert!(Instant::now() < deadline, "no {what}: {}", self.stats());
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        until_stats(&self.element, what, enough);
     }
 
     /// The next message of a kind.
@@ -364,6 +360,16 @@ impl Rig {
 
     pub fn has_message(&self, kind: gst::MessageType) -> bool {
         self.bus.pop_filtered(&[kind]).is_some()
+    }
+}
+
+/// Waits for a figure of a `yolodetect`'s statistics.
+pub fn until_stats(element: &gst::Element, what: &str, enough: impl Fn(&gst::StructureRef) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    let stats = || element.property::<gst::Structure>("stats");
+    while !enough(&stats()) {
+        assert!(Instant::now() < deadline, "no {what}: {}", stats());
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 
