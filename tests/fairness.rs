@@ -100,8 +100,8 @@ fn a_file_and_a_camera_get_the_same_in_batches() {
     file_and_camera("file-and-camera-in-batches", "4");
 }
 
-/// Whether a camera of few frames, which asks for less than its share, gets (nearly) all of them inferred beside
-/// another stream that takes whatever it can get.
+/// Whether a camera of few frames, which asks for less than its share, gets (nearly) all of them inferred
+/// beside another stream that takes whatever it can get.
 fn slow_camera(owner: &str, other: &str, max_batch: &str) {
     const FRAMES: u64 = 50;
     common::init();

@@ -1,5 +1,5 @@
-//! Whatever befalls one stream, another that shares its engine never waits for more than what was in the engine
-//! already and one inference of each stream before it. Counted in the engine's runs.
+//! Whatever befalls one stream, another that shares its engine never waits for more than what was in the
+//! engine already and one inference of each stream before it. Counted in the engine's runs.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -45,7 +45,8 @@ impl Watched {
     fn look(&self, line: u32) -> Option<Moment> {
         let frame = self.taken.load(Ordering::SeqCst);
         let engine = self.rig.engine();
-        // All figures of the engine are of one moment. Its frame is the same before and after, so it was then.
+        // All figures of the engine are of one moment. Its frame is the same before and after, so it was
+        // then.
         let in_line = engine.get::<u32>("waiting") == Ok(line);
         (in_line && self.taken.load(Ordering::SeqCst) == frame).then(|| Moment {
             ended: engine.get("batches").unwrap(),

@@ -1,5 +1,5 @@
-//! Live streams keep their frame rate, however slow the network is: a sink that drops late frames drops none, and
-//! frames for which the engine has no room say so.
+//! Live streams keep their frame rate, however slow the network is: a sink that drops late frames drops none,
+//! and frames for which the engine has no room say so.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -17,8 +17,8 @@ use rig::Seen;
 /// Three seconds.
 const FRAMES: u64 = 90;
 
-/// A frame that takes longer than was announced has the pipeline's latency raised; until that has happened, frames
-/// may be late.
+/// A frame that takes longer than was announced has the pipeline's latency raised; until that has happened,
+/// frames may be late.
 const SETTLED: u64 = 30;
 
 #[derive(Default)]
@@ -28,13 +28,14 @@ struct Stream {
     wrong: Vec<Seen>,
 }
 
-/// Live streams in one pipeline. What passed the elements, and what the sinks say that they dropped of the frames
-/// after the first ones.
+/// Live streams in one pipeline. What passed the elements, and what the sinks say that they dropped of the
+/// frames after the first ones.
 fn play(streams: usize, properties: &str) -> (Vec<Stream>, u64) {
     let model = yolo12n();
     let stream = |index| {
         format!(
-            "videotestsrc is-live=true num-buffers={FRAMES} ! video/x-raw,width=320,height=240,framerate=30/1 ! \
+            "videotestsrc is-live=true num-buffers={FRAMES} ! \
+             video/x-raw,width=320,height=240,framerate=30/1 ! \
              yolodetect name=detect{index} model-file={model} {properties} ! \
              fakesink name=sink{index} sync=true qos=true max-lateness=20000000 "
         )
@@ -117,8 +118,9 @@ fn check_latency(pipeline: &Pipeline, detect: &gst::Element) {
 
 fn check(count: usize, properties: &str) {
     common::init();
-    // Other work on the machine can keep the source itself, or a sink's thread, from its core for longer than a sink
-    // tolerates. That is not for long, so another try is fair; a stream that we hold up fails all of them.
+    // Other work on the machine can keep the source itself, or a sink's thread, from its core for longer than
+    // a sink tolerates. That is not for long, so another try is fair; a stream that we hold up fails all of
+    // them.
     for attempt in 1..=3 {
         let (streams, late) = play(count, properties);
         for Stream { taken, statuses, wrong } in &streams {

@@ -1,5 +1,5 @@
-//! A crowd on one engine: sixteen streams of all sizes, formats and settings, cut off and started again at random.
-//! Each picture says whose it is, so that a result in the wrong place shows.
+//! A crowd on one engine: sixteen streams of all sizes, formats and settings, cut off and started again at
+//! random. Each picture says whose it is, so that a result in the wrong place shows.
 
 mod common;
 #[path = "common/marks.rs"]

@@ -1,5 +1,5 @@
-//! Who gets how much of an engine that has not enough for all: as `priority` says, counted in inferences, in the order
-//! in which they ran.
+//! Who gets how much of an engine that has not enough for all: as `priority` says, counted in inferences, in
+//! the order in which they ran.
 
 mod common;
 #[path = "common/rig.rs"]

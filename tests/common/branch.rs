@@ -1,5 +1,5 @@
-//! One stream of a larger pipeline, which may be stopped, moved and taken out by itself, and which knows what went
-//! into its `yolodetect` and what came out.
+//! One stream of a larger pipeline, which may be stopped, moved and taken out by itself, and which knows what
+//! went into its `yolodetect` and what came out.
 #![allow(dead_code)]
 
 use std::sync::Arc;
@@ -56,8 +56,8 @@ impl Log {
         self.run(self.src)
     }
 
-    /// All that went in came out, where the stream came to its end; where a flush or a stop cut it off, its beginning
-    /// did.
+    /// All that went in came out, where the stream came to its end; where a flush or a stop cut it off, its
+    /// beginning did.
     fn check(&self) {
         assert_eq!(self.unmarked, 0, "frames without one status");
         for (index, run) in self.runs.iter().enumerate() {
@@ -102,15 +102,16 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// A stream beside others in `pipeline`, stopped; the rest of its `yolodetect`'s description is `properties`.
+    /// A stream beside others in `pipeline`, stopped; the rest of its `yolodetect`'s description is
+    /// `properties`.
     pub fn new(pipeline: &gst::Pipeline, properties: &str) -> Self {
         let description = format!(
             "appsrc name=source format=time stream-type=seekable ! yolodetect name=detect {properties} ! \
              fakesink name=sink sync=false async=false"
         );
         let bin = gst::parse::bin_from_description(&description, false).unwrap();
-        // It has its own states, whatever those of the pipeline. Its sink does not take part in asynchronous changes: a
-        // bin within a bin loses its way in them, with a plain queue as well.
+        // It has its own states, whatever those of the pipeline. Its sink does not take part in asynchronous
+        // changes: a bin within a bin loses its way in them, with a plain queue as well.
         bin.set_locked_state(true);
         pipeline.add(&bin).unwrap();
         let branch = Self {
@@ -264,7 +265,8 @@ impl Branch {
         }
     }
 
-    /// Leaves the pipeline, and nothing behind. How many frames came out, and how many runs of frames were cut off.
+    /// Leaves the pipeline, and nothing behind. How many frames came out, and how many runs of frames were
+    /// cut off.
     pub fn remove(self, pipeline: &gst::Pipeline) -> (usize, usize) {
         self.bin.set_state(State::Null).unwrap();
         pipeline.remove(&self.bin).unwrap();

@@ -1,7 +1,7 @@
 //! Pictures that say which stream and which frame they are, for the model `quarters`.
 //!
-//! Each quarter of a picture is of one grey; grey survives every pixel format, and sixteen steps of it are far enough
-//! apart for rounding. Four quarters are sixteen bits: four of the stream, twelve of the frame.
+//! Each quarter of a picture is of one grey; grey survives every pixel format, and sixteen steps of it are
+//! far enough apart for rounding. Four quarters are sixteen bits: four of the stream, twelve of the frame.
 #![allow(dead_code)]
 
 use gst_video::{VideoColorRange, VideoInfo};

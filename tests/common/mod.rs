@@ -54,8 +54,8 @@ pub fn tiny(name: &str) -> String {
     asset(&format!("models/tiny/{name}.onnx")).display().to_string()
 }
 
-/// A copy of a tiny model that differs in its description alone: elements that use it share an engine with nobody
-/// but each other, whatever other tests of the process do. `owner` is a name that no other test has.
+/// A copy of a tiny model that differs in its description alone: elements that use it share an engine with
+/// nobody but each other, whatever other tests of the process do. `owner` is a name that no other test has.
 pub fn own_tiny(name: &str, owner: &str) -> String {
     const DOC_STRING: u8 = 6 << 3 | 2;
     let mut model = std::fs::read(tiny(name)).unwrap();

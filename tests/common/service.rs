@@ -1,5 +1,6 @@
-//! In which order an engine served its streams, from what came out alone: the models `stamped` and `slow` say in each
-//! result which run of the session it was. Threads that wake late cannot blur that, as they would a clock.
+//! In which order an engine served its streams, from what came out alone: the models `stamped` and `slow` say
+//! in each result which run of the session it was. Threads that wake late cannot blur that, as they would a
+//! clock.
 #![allow(dead_code)]
 
 use std::collections::HashMap;
