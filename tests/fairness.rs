@@ -22,19 +22,30 @@ fn shares_of(rigs: &[Rig], push: impl Fn(usize, u64) + Sync) -> Vec<usize> {
 }
 
 /// Equal but for two inferences or a tenth.
-fn assert_equal(shares: &[usize]) {
+fn is_equal(shares: &[usize]) -> bool {
     let (least, most) = (*shares.iter().min().unwrap(), *shares.iter().max().unwrap());
-    assert!(most - least <= (most / 10).max(2), "{shares:?}");
+    most - least <= (most / 10).max(2)
+}
+
+/// Where other work keeps a stream's thread from its core, that stream asks for less. That is not for long, so
+/// another try is fair; who gets less for as many frames gets it each time.
+fn assert_equal(owner: &str, attempt: impl Fn() -> Vec<usize>) {
+    let equal = (0..3).any(|_| {
+        let shares = attempt();
+        println!("{owner}: {shares:?}");
+        is_equal(&shares)
+    });
+    assert!(equal, "{owner}: not equal, as printed above");
 }
 
 /// Streams that always want more.
 fn files(owner: &str, count: usize, max_batch: &str) {
-    common::init();
+    let _alone = common::alone();
     let model = own_tiny("slow", owner);
-    let rigs: Vec<_> = (0..count).map(|_| service::rig(&model, &[("max-batch", max_batch)])).collect();
-    let shares = shares_of(&rigs, |stream, frame| service::push(&rigs[stream], frame));
-    println!("{owner}: {shares:?}");
-    assert_equal(&shares);
+    assert_equal(owner, || {
+        let rigs: Vec<_> = (0..count).map(|_| service::rig(&model, &[("max-batch", max_batch)])).collect();
+        shares_of(&rigs, |stream, frame| service::push(&rigs[stream], frame))
+    });
 }
 
 #[test]
@@ -76,17 +87,16 @@ fn push_live(rig: &Rig, frame: u64) {
 }
 
 fn file_and_camera(owner: &str, max_batch: &str) {
-    common::init();
+    let _alone = common::alone();
     let model = own_tiny("slow", owner);
-    let [file, camera] = ["block", "skip"]
-        .map(|overload| service::rig(&model, &[("overload", overload), ("max-batch", max_batch)]));
-    let rigs = [file, camera];
-    let shares = shares_of(&rigs, |stream, frame| match stream {
-        0 => service::push(&rigs[0], frame),
-        _ => push_live(&rigs[1], frame),
+    assert_equal(owner, || {
+        let rigs = ["block", "skip"]
+            .map(|overload| service::rig(&model, &[("overload", overload), ("max-batch", max_batch)]));
+        shares_of(&rigs, |stream, frame| match stream {
+            0 => service::push(&rigs[0], frame),
+            _ => push_live(&rigs[1], frame),
+        })
     });
-    println!("{owner}: {shares:?}");
-    assert_equal(&shares);
 }
 
 #[test]
@@ -104,7 +114,7 @@ fn a_file_and_a_camera_get_the_same_in_batches() {
 /// beside another stream that takes whatever it can get.
 fn slow_camera(owner: &str, other: &str, max_batch: &str) {
     const FRAMES: u64 = 50;
-    common::init();
+    let _alone = common::alone();
     let model = own_tiny("slow", owner);
     let [greedy, modest] = [other, "skip"]
         .map(|overload| service::rig(&model, &[("overload", overload), ("max-batch", max_batch)]));

@@ -28,6 +28,12 @@ struct Stream {
     wrong: Vec<Seen>,
 }
 
+impl Stream {
+    fn given(&self) -> u64 {
+        self.statuses.values().sum()
+    }
+}
+
 /// Live streams in one pipeline. What passed the elements, and what the sinks say that they dropped of the
 /// frames after the first ones.
 fn play(streams: usize, properties: &str) -> (Vec<Stream>, u64) {
@@ -62,7 +68,7 @@ fn play(streams: usize, properties: &str) -> (Vec<Stream>, u64) {
             },
             None => assert!(Instant::now() < deadline, "the pipeline hangs"),
         }
-        if early.is_none() && watched.iter().all(|stream| stream.lock().taken >= SETTLED) {
+        if early.is_none() && watched.iter().all(|stream| stream.lock().given() >= SETTLED) {
             early = Some(dropped(&pipeline));
             (0..streams)
                 .for_each(|index| check_latency(&pipeline, &pipeline.by_name(&format!("detect{index}"))));
@@ -87,7 +93,7 @@ fn watch(detect: &gst::Element) -> Arc<Mutex<Stream>> {
         if let Some(buffer) = info.buffer() {
             let seen = Seen::new(buffer, pad.current_caps());
             let mut stream = given.lock();
-            let number = stream.statuses.values().sum::<u64>();
+            let number = stream.given();
             *stream.statuses.entry(seen.status).or_default() += 1;
             if seen.number != number || seen.status != "inferred" && !seen.boxes.is_empty() {
                 stream.wrong.push(seen);
@@ -117,19 +123,23 @@ fn check_latency(pipeline: &Pipeline, detect: &gst::Element) {
 }
 
 fn check(count: usize, properties: &str) {
-    common::init();
+    let _alone = common::alone();
     // Other work on the machine can keep the source itself, or a sink's thread, from its core for longer than
     // a sink tolerates. That is not for long, so another try is fair; a stream that we hold up fails all of
     // them.
     for attempt in 1..=3 {
         let (streams, late) = play(count, properties);
-        for Stream { taken, statuses, wrong } in &streams {
+        for stream in &streams {
+            let Stream { taken, statuses, wrong } = stream;
             println!("{count} streams, attempt {attempt}: {statuses:?}");
-            assert_eq!((*taken, statuses.values().sum::<u64>()), (FRAMES, FRAMES), "every frame comes out");
+            assert_eq!((*taken, stream.given()), (FRAMES, FRAMES), "every frame comes out");
             assert!(wrong.is_empty(), "{wrong:?}");
             assert!(statuses.keys().all(|status| ["inferred", "overload"].contains(status)), "{statuses:?}");
-            assert!(statuses.get("inferred").is_some_and(|&inferred| inferred > 0), "{statuses:?}");
         }
+        assert!(
+            streams.iter().any(|stream| stream.statuses.contains_key("inferred")),
+            "nothing was inferred"
+        );
         if late == 0 {
             return;
         }

@@ -25,7 +25,7 @@ fn rigs(model: &str, weights: &[usize], max_batch: &str) -> Vec<Rig> {
 
 /// Files of these priorities, all of which always want more.
 fn shared(owner: &str, weights: &[usize], max_batch: &str) {
-    common::init();
+    let _alone = common::alone();
     let rigs = rigs(&own_tiny("slow", owner), weights, max_batch);
     let push = |stream: usize, frame| service::push(&rigs[stream], frame);
     while_pushing(rigs.len(), push, || until_served(&rigs[0], INFERENCES as u64 + 100));
@@ -57,7 +57,7 @@ fn one_to_one_to_two_in_batches() {
 
 #[test]
 fn without_a_word_all_are_equal() {
-    common::init();
+    let _alone = common::alone();
     let model = own_tiny("slow", "no-priority");
     let rigs = [service::rig(&model, &[]), service::rig(&model, &[("priority", "1")])];
     assert_eq!(rigs[0].element.property::<u32>("priority"), 1);
@@ -70,7 +70,7 @@ fn without_a_word_all_are_equal() {
 /// A camera is worth as much as a file of its priority, though it does not wait.
 #[test]
 fn a_camera_of_three_beside_a_file_of_one() {
-    common::init();
+    let _alone = common::alone();
     let model = own_tiny("slow", "camera-of-three");
     let rigs = [
         service::rig(&model, &[("priority", "3"), ("overload", "skip")]),
@@ -91,7 +91,7 @@ fn a_camera_of_three_beside_a_file_of_one() {
 
 #[test]
 fn a_change_while_playing_holds_from_then_on() {
-    common::init();
+    let _alone = common::alone();
     let rigs = rigs(&own_tiny("slow", "priority-changes"), &[1, 1], "1");
     let push = |stream: usize, frame| service::push(&rigs[stream], frame);
     let enough = INFERENCES as u64 + 50;
@@ -117,7 +117,7 @@ fn a_change_while_playing_holds_from_then_on() {
 /// Whoever asks for nothing leaves its share to the others.
 #[test]
 fn a_priority_that_is_not_used_costs_nobody() {
-    common::init();
+    let _alone = common::alone();
     let rigs = rigs(&own_tiny("slow", "unused-priority"), &[100, 1, 1], "1");
     rigs[0].push_frames(0..3);
     rigs[0].seen.frames(3);

@@ -169,6 +169,13 @@ pub fn within(patience: Duration, what: &str, work: impl FnOnce() + Send + 'stat
     }
 }
 
+/// Held by a test of which others that ran beside it would take the cores.
+pub fn alone() -> parking_lot::MutexGuard<'static, ()> {
+    static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    init();
+    ALONE.lock()
+}
+
 /// Runs this test executable's `test` alone in a process of its own, for what can happen only once per process;
 /// there, [`is_child`] holds and ONNX Runtime is looked for as `library` (`ORT_DYLIB_PATH`) says.
 pub fn another_process(test: &str, library: Option<&Path>, variables: &[(&str, &str)]) -> Output {
