@@ -27,7 +27,7 @@ fn is_equal(shares: &[usize]) -> bool {
     most - least <= (most / 10).max(2)
 }
 
-/// Where other work keeps a stream's thread from its core, that stream asks for less. That is not for long, so
+/// Where other work keeps a stream's thread from its core, it asks for less. That is not for long, so
 /// another try is fair; who gets less for as many frames gets it each time.
 fn assert_equal(owner: &str, attempt: impl Fn() -> Vec<usize>) {
     let equal = (0..3).any(|_| {
