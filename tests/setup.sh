@@ -19,8 +19,10 @@ set -euo pipefail
 DATA=$ROOT/tests/data
 VENV=$ROOT/target/venv
 MODEL=$ASSETS/models/yolo12n.onnx
-# mmdebstrap makes the userland of tests/trixie.sh, gi lets tests/embedding.sh run GStreamer from Python.
-TEST_PACKAGES=(python3-venv mmdebstrap debian-archive-keyring python3-gi gir1.2-gst-plugins-base-1.0)
+# mmdebstrap makes the userland of tests/trixie.sh; the others are for programs in Python: the embedding example and
+# the RTSP server of the tests.
+TEST_PACKAGES=(python3-venv mmdebstrap debian-archive-keyring
+    python3-gi gir1.2-gst-plugins-base-1.0 gir1.2-gst-rtsp-server-1.0)
 
 # The sha256 of the named files' contents together.
 digest() {
@@ -107,7 +109,7 @@ main() {
     done
     "$ROOT/pipelines/setup.sh" "${setup_arguments[@]}"
     make_scratch
-    # What is missing shows in what follows: no venv is an error, no mmdebstrap a test skipped.
+    # What is missing shows in what follows: no venv is an error, no mmdebstrap or RTSP server a test skipped.
     apt_install "${TEST_PACKAGES[@]}" || true
     make_venv
     make_pictures

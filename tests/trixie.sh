@@ -23,8 +23,10 @@ SELF=$ROOT/tests/trixie.sh
 TRIXIE=$ROOT/target/trixie
 BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
 ELEMENTS=(yolodetect yolooverlay yolojson)
-# gcc: some tests make a library of their own. gi: Python programs are among the examples.
-PACKAGES=gcc,libc6-dev,gstreamer1.0-tools,gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,gstreamer1.0-plugins-bad,gstreamer1.0-plugins-ugly,gstreamer1.0-libav,python3-gi,gir1.2-gst-plugins-base-1.0
+# gcc: some tests make a library of their own. python3-gi and the gir1.2 ones: the embedding example in Python, and the
+# RTSP server of the tests.
+PACKAGES=gcc,libc6-dev,gstreamer1.0-tools,gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,gstreamer1.0-plugins-bad,gstreamer1.0-plugins-ugly,gstreamer1.0-libav
+PACKAGES+=,python3-gi,gir1.2-gst-plugins-base-1.0,gir1.2-gst-rtsp-server-1.0
 # Test targets that need this machine's own tools (cargo, python), which the userland has not.
 HOST_ONLY=()
 FAILED=0
@@ -58,6 +60,7 @@ require_means() {
 }
 
 make_userland() {
+    # One that was made for other packages is made anew.
     if [ "$(cat "$TRIXIE/.complete" 2>/dev/null)" = "$PACKAGES" ]; then
         return 0
     fi

@@ -1,0 +1,156 @@
+//! What is known of a camera, and how it is told.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::tail::Counts;
+use crate::trouble::Kind;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum State {
+    Connecting,
+    Playing,
+    /// Frames would come, but nobody takes the detector's output.
+    Blocked,
+    /// For the next attempt.
+    Waiting {
+        until: Instant,
+        after: Kind,
+    },
+    Stopping,
+}
+
+/// Of one camera, shared by its thread, its streaming threads and the report.
+pub struct Status(Mutex<Known>);
+
+#[derive(Clone, Copy)]
+pub struct Known {
+    pub state: State,
+    /// Into the detector and out of it.
+    pub entered: u64,
+    pub left: u64,
+    /// Times that frames came again after a break.
+    pub reconnects: u64,
+    /// Of this connection: its beginning, its first frame and its latest.
+    began: Instant,
+    first: Option<Instant>,
+    latest: Option<Instant>,
+}
+
+impl Known {
+    /// Since when nothing has come.
+    pub fn quiet_since(&self) -> Instant {
+        self.latest.unwrap_or(self.began)
+    }
+
+    /// How long this connection gave frames.
+    pub fn played(&self) -> Duration {
+        self.latest.zip(self.first).map_or(Duration::ZERO, |(latest, first)| latest - first)
+    }
+
+    /// A frame went in and stayed: not the camera stands still, but what comes behind the detector.
+    pub fn is_stuck_behind(&self) -> bool {
+        self.entered > self.left
+    }
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self(Mutex::new(Known {
+            state: State::Connecting,
+            entered: 0,
+            left: 0,
+            reconnects: 0,
+            began: Instant::now(),
+            first: None,
+            latest: None,
+        }))
+    }
+}
+
+impl Status {
+    pub fn get(&self) -> Known {
+        *self.lock()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn connecting(&self) {
+        let mut known = self.lock();
+        known.state = State::Connecting;
+        (known.began, known.first, known.latest) = (Instant::now(), None, None);
+    }
+
+    pub fn set(&self, state: State) {
+        self.lock().state = state;
+    }
+
+    /// A frame on its way into the detector; whether it is the first one of this connection.
+    pub fn frame_in(&self) -> bool {
+        let mut known = self.lock();
+        let (now, is_first) = (Instant::now(), known.first.is_none());
+        if is_first {
+            known.first = Some(now);
+            known.reconnects += u64::from(known.entered > 0);
+        }
+        known.entered += 1;
+        known.latest = Some(now);
+        if matches!(known.state, State::Connecting | State::Blocked) {
+            known.state = State::Playing;
+        }
+        is_first
+    }
+
+    pub fn frame_out(&self) {
+        self.lock().left += 1;
+    }
+
+    /// What was in the detector when it ended is gone.
+    pub fn nothing_inside(&self) {
+        let mut known = self.lock();
+        known.left = known.entered;
+    }
+}
+
+/// One camera's line.
+pub struct Line<'a> {
+    pub name: &'a str,
+    pub known: Known,
+    pub counts: Counts,
+    pub size: Option<(i32, i32)>,
+    /// Frames a second since the line before.
+    pub speed: f64,
+}
+
+impl Line<'_> {
+    /// `width`: of the longest name.
+    pub fn text(&self, width: usize) -> String {
+        let Line { name, known, counts, speed, .. } = self;
+        let size = self.size.map_or("-".into(), |(width, height)| format!("{width}x{height}"));
+        format!(
+            "{name:width$}  {:28} {size:>9} {:>9} frames {:>9} inferred {:>8} detections {speed:>6.1} fps {:>4} reconnects",
+            words(known.state),
+            known.entered,
+            counts.inferred,
+            counts.detections,
+            known.reconnects
+        )
+        .trim_end()
+        .into()
+    }
+}
+
+fn words(state: State) -> String {
+    match state {
+        State::Connecting => "connecting".into(),
+        State::Playing => "playing".into(),
+        State::Blocked => "blocked by the output".into(),
+        State::Stopping => "stopping".into(),
+        State::Waiting { until, after } => {
+            let left = until.saturating_duration_since(Instant::now());
+            format!("{}, waiting {:.0} s", after.word(), left.as_secs_f64().ceil())
+        }
+    }
+}
