@@ -224,7 +224,7 @@ impl Keeper {
                 Some(Event::Broken(trouble))
             }
             gst::MessageView::Warning(warning) if of_source || of_tail => {
-                Some(Event::Warning(warning.error().to_string()))
+                Some(Event::Warning(format!("warning: {}", warning.error())))
             }
             gst::MessageView::Application(word) => match word.structure()?.name().as_str() {
                 source::ENDED if of_source => {

@@ -150,10 +150,11 @@ fn guard(pad: &gst::Pad, bin: &gst::Bin, retired: &Arc<AtomicBool>) {
             event,
             Some(gst::EventType::Eos | gst::EventType::FlushStart | gst::EventType::FlushStop)
         );
-        if ends || retired.load(Ordering::Acquire) {
-            gst::PadProbeReturn::Drop
-        } else {
-            gst::PadProbeReturn::Ok
+        match event {
+            _ if !ends && !retired.load(Ordering::Acquire) => gst::PadProbeReturn::Ok,
+            // GStreamer complains of an event that is dropped by Rust: it would drop it as well.
+            Some(_) => gst::PadProbeReturn::Handled,
+            None => gst::PadProbeReturn::Drop,
         }
     });
 }

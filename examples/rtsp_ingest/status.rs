@@ -129,16 +129,13 @@ impl Line<'_> {
     pub fn text(&self, width: usize) -> String {
         let Line { name, known, counts, speed, .. } = self;
         let size = self.size.map_or("-".into(), |(width, height)| format!("{width}x{height}"));
+        let state = words(known.state);
+        let (frames, inferred, reconnects) = (known.entered, counts.inferred, known.reconnects);
+        let detections = counts.detections;
         format!(
-            "{name:width$}  {:28} {size:>9} {:>9} frames {:>9} inferred {:>8} detections {speed:>6.1} fps {:>4} reconnects",
-            words(known.state),
-            known.entered,
-            counts.inferred,
-            counts.detections,
-            known.reconnects
+            "{name:width$}  {state:26} {size:>9} {speed:>5.1} fps {frames:>7} frames {inferred:>7} inferred \
+             {detections:>7} detections {reconnects:>3} reconnects"
         )
-        .trim_end()
-        .into()
     }
 }
 
