@@ -122,7 +122,8 @@ mod tests {
         assert_eq!((&user[..], &password[..]), ("admin", "p@ss"));
         assert_eq!(address.to_string(), "rtsp://admin:***@10.0.0.7:8554/live?channel=1&sub=%2F0");
         let address = Address::parse("rtsp://root:a#b:c@d@camera").unwrap();
-        assert_eq!((address.uri(), &address.credentials.unwrap().password[..]), ("rtsp://camera", "a#b:c@d"));
+        assert_eq!(address.uri(), "rtsp://camera");
+        assert_eq!(address.credentials.unwrap().password, "a#b:c@d");
         for plain in ["rtsp://[::1]:8554/a", "rtsp://[::1]/a", "rtsps://host/a@b"] {
             assert_eq!(Address::parse(plain).unwrap().uri(), plain);
         }

@@ -35,6 +35,7 @@ use arguments::Command;
 const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    memory::return_large_blocks();
     let options = match arguments::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => {
             println!("{}", arguments::USAGE);

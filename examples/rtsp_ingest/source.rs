@@ -140,23 +140,38 @@ fn guard(pad: &gst::Pad, bin: &gst::Bin, retired: &Arc<AtomicBool>) {
     let (bin, retired) = (bin.downgrade(), retired.clone());
     let kinds = gst::PadProbeType::DATA_DOWNSTREAM | gst::PadProbeType::EVENT_FLUSH;
     pad.add_probe(kinds, move |_, info| {
-        let event = info.event().map(|event| event.type_());
-        if event == Some(gst::EventType::Eos)
-            && let Some(bin) = bin.upgrade()
-        {
-            tell(&bin, ENDED);
-        }
-        let ends = matches!(
-            event,
-            Some(gst::EventType::Eos | gst::EventType::FlushStart | gst::EventType::FlushStop)
-        );
-        match event {
-            _ if !ends && !retired.load(Ordering::Acquire) => gst::PadProbeReturn::Ok,
+        let passes = match info.event().map(|event| event.view()) {
+            Some(gst::EventView::Eos(_)) => {
+                if let Some(bin) = bin.upgrade() {
+                    tell(&bin, ENDED);
+                }
+                false
+            }
+            Some(gst::EventView::FlushStart(_) | gst::EventView::FlushStop(_)) => false,
+            Some(gst::EventView::Segment(segment)) => {
+                let continued = continued(segment);
+                info.data = Some(gst::PadProbeData::Event(continued));
+                true
+            }
+            _ => true,
+        };
+        match info.data {
+            _ if passes && !retired.load(Ordering::Acquire) => gst::PadProbeReturn::Ok,
             // GStreamer complains of an event that is dropped by Rust: it would drop it as well.
-            Some(_) => gst::PadProbeReturn::Handled,
-            None => gst::PadProbeReturn::Drop,
+            Some(gst::PadProbeData::Event(_)) => gst::PadProbeReturn::Handled,
+            _ => gst::PadProbeReturn::Drop,
         }
     });
+}
+
+/// `rtspsrc` counts stream time from 0 in every connection. In the records it shall go on: it is made the pipeline's
+/// running time, which began when the camera was added.
+fn continued(event: &gst::event::Segment) -> gst::Event {
+    let mut segment = event.segment().clone();
+    if let Some(segment) = segment.downcast_mut::<gst::ClockTime>() {
+        segment.set_time(segment.base());
+    }
+    gst::event::Segment::builder(&segment).seqnum(event.seqnum()).build()
 }
 
 /// A word to whoever reads the pipeline's bus.

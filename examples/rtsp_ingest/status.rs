@@ -147,7 +147,7 @@ fn words(state: State) -> String {
         State::Stopping => "stopping".into(),
         State::Waiting { until, after } => {
             let left = until.saturating_duration_since(Instant::now());
-            format!("{}, waiting {:.0} s", after.word(), left.as_secs_f64().ceil())
+            format!("{}, waiting {:.1} s", after.word(), left.as_secs_f64())
         }
     }
 }
