@@ -26,8 +26,8 @@ impl Address {
     pub fn parse(text: &str) -> Result<Self, String> {
         let refuse = |reason: &str| {
             format!(
-                "{} is no camera's address: {reason}; it should look like rtsp://USER:PASSWORD@HOST:PORT/PATH, with \
-                 %2F for a / in the password",
+                "{} is no camera's address: {reason}; it should look like \
+                 rtsp://USER:PASSWORD@HOST:PORT/PATH, with %2F for a / in the password",
                 redacted(text)
             )
         };

@@ -13,8 +13,8 @@ use crate::tail::Detection;
 pub const USAGE: &str = "\
 Usage: rtsp_ingest [OPTION]... [NAME=]rtsp://[USER:PASSWORD@]HOST[:PORT]/PATH...
 
-Detects objects on any number of cameras through one engine. A camera that breaks off, freezes or comes back with
-another picture size is connected again for as long as it takes; the others never notice. Ctrl-C ends it.
+Detects objects on any number of cameras through one engine. A camera that breaks off or freezes is connected
+again, for as long as it takes; the others never notice. Ctrl-C ends it.
 
   --cameras FILE         more cameras, NAME=URI, one a line; lines that begin with # are comments
   --user NAME            for cameras whose address has no credentials

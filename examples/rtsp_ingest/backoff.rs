@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// A camera that has played so long is well again; one that breaks earlier is still being waited for longer and longer.
+/// A camera that has played so long is well again; one that breaks earlier is still being waited for longer
+/// and longer.
 pub const HEALTHY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -18,8 +19,8 @@ impl Backoff {
         Self { min, max: max.max(min), failures: 0 }
     }
 
-    /// After an attempt that `played` for so long, or not at all. A `hopeless` one waits longest at once: asking again
-    /// soon would not help, but may lock an account.
+    /// After an attempt that `played` for so long, or not at all. A `hopeless` one waits longest at once:
+    /// asking again soon would not help, but may lock an account.
     pub fn next(&mut self, played: Duration, hopeless: bool) -> Duration {
         if played >= HEALTHY {
             self.failures = 0;
@@ -27,8 +28,9 @@ impl Backoff {
         self.failures += 1;
         let doubled = self.min.saturating_mul(2_u32.saturating_pow(self.failures - 1));
         let longest = if hopeless { self.max } else { doubled.min(self.max) };
-        // Between half of it and all: cameras that went down together do not come back together. fastrand is small,
-        // well kept and in the tree already (tempfile needs it); the standard library has no random numbers.
+        // Between half of it and all: cameras that went down together do not come back together. fastrand is
+        // small, well kept and in the tree already (tempfile needs it); the standard library has no random
+        // numbers.
         longest.mul_f64(0.5 + 0.5 * fastrand::f64())
     }
 }

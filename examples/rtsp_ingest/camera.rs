@@ -1,7 +1,7 @@
 //! One camera: a thread that keeps it playing.
 //!
-//! The thread alone starts, watches, replaces and stops what plays; it waits on its pipeline's bus, and nothing that
-//! it waits for is shared with another camera.
+//! The thread alone starts, watches, replaces and stops what plays; it waits on its pipeline's bus, and
+//! nothing that it waits for is shared with another camera.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +57,6 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// # Errors
     /// Why there can be no detection, which is nothing that waiting would change.
     pub fn start(
         entry: Entry,
@@ -79,11 +78,14 @@ impl Camera {
             stopping: stopping.clone(),
             tell: Box::new(tell),
         };
-        let thread = std::thread::Builder::new().name(entry.name.clone());
-        thread
-            .spawn(move || keeper.run())
-            .map_err(|error| format!("no thread for {}: {error}", entry.name))?;
-        Ok(Self { entry, status, tail, stopping })
+        let thread = std::thread::Builder::new().name(entry.name.clone()).spawn(move || keeper.run());
+        match thread {
+            Ok(_) => Ok(Self { entry, status, tail, stopping }),
+            Err(error) => {
+                tail.stop();
+                Err(format!("{}: no thread for it: {error}", entry.name))
+            }
+        }
     }
 
     /// Begins the end; [`News::Gone`] tells that it is reached.
@@ -183,7 +185,7 @@ impl Keeper {
                 continue;
             }
             if !known.is_stuck_behind() {
-                return Err(Trouble::frozen(self.stall));
+                return Err(Trouble::stalled(self.stall, known.has_played()));
             }
             if known.state != State::Blocked {
                 self.say("nobody takes the detector's output; the camera waits for that".into());
@@ -203,7 +205,8 @@ impl Keeper {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// The next word on the bus that means something; `None` where none came for a while, `until` at the latest.
+    /// The next word on the bus that means something; `None` where none came for a while, `until` at the
+    /// latest.
     fn next_event(&mut self, source: Option<&Source>, until: Instant) -> Option<Event> {
         if self.stopping.load(Ordering::Acquire) {
             return Some(Event::Stop);

@@ -60,7 +60,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(fits) {
         return Err(format!(
-            "{name:?} is no name for a camera: use letters, digits, '-', '_' and '.', such as gate-2=rtsp://…"
+            "{name:?} is no name for a camera: use letters, digits, '-', '_' and '.', as in gate-2=rtsp://…"
         ));
     }
     Ok(())

@@ -23,6 +23,20 @@ const TICK: Duration = Duration::from_millis(200);
 /// A camera that does not stop within this is left to the process's end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+/// Frames of each camera at a time.
+struct Count {
+    at: Instant,
+    frames: BTreeMap<String, u64>,
+}
+
+impl Count {
+    /// Frames a second since then.
+    fn speed(&self, name: &str, frames: u64) -> f64 {
+        let before = self.frames.get(name).copied().unwrap_or(0);
+        frames.saturating_sub(before) as f64 / self.at.elapsed().as_secs_f64().max(TICK.as_secs_f64())
+    }
+}
+
 enum Input {
     Command(String),
     Camera(String, News),
@@ -35,8 +49,8 @@ struct Fleet {
     credentials: Option<crate::address::Credentials>,
     console: Console,
     inputs: Sender<Input>,
-    /// Frames of each camera, and when that was reported.
-    reported: (BTreeMap<String, u64>, Instant),
+    /// At the two latest reports of those that are due; speeds are since the earlier one.
+    counted: [Count; 2],
 }
 
 pub fn run(options: Options) -> Result<(), String> {
@@ -54,7 +68,7 @@ pub fn run(options: Options) -> Result<(), String> {
         credentials: options.credentials,
         console: Console::new(),
         inputs: sender.clone(),
-        reported: (BTreeMap::new(), Instant::now()),
+        counted: std::array::from_fn(|_| Count { at: Instant::now(), frames: BTreeMap::new() }),
     };
     let started = options.cameras.into_iter().try_for_each(|entry| fleet.add(entry));
     let outcome = started.and_then(|()| {
@@ -106,6 +120,7 @@ impl Fleet {
             if Instant::now() >= due {
                 due = Instant::now() + interval;
                 self.report();
+                self.count();
             }
         }
         Ok(())
@@ -172,19 +187,22 @@ impl Fleet {
         }
     }
 
+    fn count(&mut self) {
+        let cameras = self.cameras.iter();
+        let frames = cameras.map(|(name, camera)| (name.clone(), camera.status.get().entered)).collect();
+        self.counted.swap(0, 1);
+        self.counted[1] = Count { at: Instant::now(), frames };
+    }
+
     /// A line for each camera, and one for all.
     fn report(&mut self) {
-        let (before, then) = std::mem::replace(&mut self.reported, (BTreeMap::new(), Instant::now()));
-        let elapsed = then.elapsed().as_secs_f64();
         let width = self.cameras.keys().map(String::len).max().unwrap_or(0);
         let (mut lines, mut all, mut playing) = (Vec::new(), 0.0, 0);
         for (name, camera) in &self.cameras {
             let known = camera.status.get();
-            let new = known.entered - before.get(name).copied().unwrap_or(0).min(known.entered);
-            let speed = if elapsed > 0.0 { new as f64 / elapsed } else { 0.0 };
+            let speed = self.counted[0].speed(name, known.entered);
             all += speed;
             playing += usize::from(known.state == State::Playing);
-            self.reported.0.insert(name.clone(), known.entered);
             let (counts, size) = (camera.tail.counts(), camera.tail.picture_size());
             lines.push(Line { name, known, counts, size, speed }.text(width));
         }

@@ -1,10 +1,11 @@
-//! The part of a camera's pipeline that is replaced at every connection: `rtspsrc` and what decodes its video.
+//! The part of a camera's pipeline that is replaced at every connection: `rtspsrc` and what decodes its
+//! video.
 //!
 //! ```text
 //! rtspsrc ! decodebin3 ! videoconvert ! (ghost pad, guarded) ! the camera's tail
 //! ```
-//! Nothing but frames of a connection that is alive gets past the guard: the end of a stream or a flush would reach
-//! the detector, which goes on with the next connection.
+//! Nothing but frames of a connection that is alive gets past the guard: the end of a stream or a flush would
+//! reach the detector, which goes on with the next connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,8 +17,8 @@ use crate::cameras::Entry;
 /// Posted when the camera says that its stream is over.
 pub const ENDED: &str = "ended";
 
-/// Every thread of the software decoders holds frames of its own, and each camera has a decoder: two keep up with
-/// large pictures, and the cameras together keep all processors busy.
+/// Every thread of the software decoders holds frames of its own, and each camera has a decoder: two keep up
+/// with large pictures, and the cameras together keep all processors busy.
 const DECODER_THREADS: i32 = 2;
 
 /// How cameras are reached.
@@ -68,7 +69,8 @@ impl Source {
         message.src().is_some_and(|object| *object == self.bin || object.has_as_ancestor(&self.bin))
     }
 
-    /// Hangs up. Takes as long as `rtspsrc` takes to say goodbye, a tenth of a second with a camera that is gone.
+    /// Hangs up. Takes as long as `rtspsrc` takes to say goodbye, a tenth of a second with a camera that is
+    /// gone.
     pub fn stop(self) {
         self.retired.store(true, Ordering::Release);
         // Neither fails for an element of this pipeline that goes down.
@@ -88,12 +90,15 @@ fn build(entry: &Entry, connection: &Connection) -> Result<gst::Bin, String> {
     rtsp.set_property("latency", connection.latency_ms);
     select_video(&rtsp);
 
-    // Any encoding that GStreamer knows, with the best-ranked decoder, which is the hardware's where there is one.
+    // Any encoding that GStreamer knows, with the best-ranked decoder, which is the hardware's where there is
+    // one.
     let decoder = make("decodebin3")?;
-    // Passes on what the detector reads as it is; it is there for the rest, such as H.265 with 10 bits a sample.
+    // Passes on what the detector reads as it is; it is there for the rest, such as H.265 with 10 bits a
+    // sample.
     let convert = make("videoconvert")?;
 
-    // It settles its changes of state by itself: a pipeline that heard of them would start its clock anew each time.
+    // It settles its changes of state by itself: a pipeline that heard of them would start its clock anew
+    // each time.
     let bin = gst::Bin::builder().name(format!("{}:source", entry.name)).async_handling(true).build();
     bin.connect_deep_element_added(|_, _, element| {
         if element.has_property_with_type("max-threads", i32::static_type()) {
@@ -122,7 +127,8 @@ fn select_video(rtsp: &gst::Element) {
     });
 }
 
-/// Links the first source pad that `from` gets; `rtspsrc` and the decoder make one for each stream they are to give.
+/// Links the first source pad that `from` gets; `rtspsrc` and the decoder make one for each stream they are
+/// to give.
 fn link_when_added(from: &gst::Element, to: &gst::Element) {
     let to = to.downgrade();
     from.connect_pad_added(move |from, pad| {
@@ -164,8 +170,8 @@ fn guard(pad: &gst::Pad, bin: &gst::Bin, retired: &Arc<AtomicBool>) {
     });
 }
 
-/// `rtspsrc` counts stream time from 0 in every connection. In the records it shall go on: it is made the pipeline's
-/// running time, which began when the camera was added.
+/// `rtspsrc` counts stream time from 0 in every connection. In the records it shall go on: it is made the
+/// pipeline's running time, which began when the camera was added.
 fn continued(event: &gst::event::Segment) -> gst::Event {
     let mut segment = event.segment().clone();
     if let Some(segment) = segment.downcast_mut::<gst::ClockTime>() {

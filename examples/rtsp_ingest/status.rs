@@ -38,6 +38,10 @@ pub struct Known {
 }
 
 impl Known {
+    pub fn has_played(&self) -> bool {
+        self.first.is_some()
+    }
+
     /// Since when nothing has come.
     pub fn quiet_since(&self) -> Instant {
         self.latest.unwrap_or(self.began)
@@ -78,13 +82,17 @@ impl Status {
     }
 
     pub fn connecting(&self) {
+        self.set(State::Connecting);
         let mut known = self.lock();
-        known.state = State::Connecting;
         (known.began, known.first, known.latest) = (Instant::now(), None, None);
     }
 
+    /// Who is stopping stays so.
     pub fn set(&self, state: State) {
-        self.lock().state = state;
+        let mut known = self.lock();
+        if known.state != State::Stopping {
+            known.state = state;
+        }
     }
 
     /// A frame on its way into the detector; whether it is the first one of this connection.
@@ -120,7 +128,7 @@ pub struct Line<'a> {
     pub known: Known,
     pub counts: Counts,
     pub size: Option<(i32, i32)>,
-    /// Frames a second since the line before.
+    /// Frames a second of late.
     pub speed: f64,
 }
 

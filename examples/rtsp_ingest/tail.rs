@@ -3,8 +3,8 @@
 //! ```text
 //! (the source) ! yolodetect ! yolojson ! filesink or standard output
 //! ```
-//! It plays on between two connections. So its detector keeps its share of the engine, frames are counted on, and no
-//! reconnect loads a model. One pipeline a camera: each has its own clock, bus and state.
+//! It plays on between two connections. So its detector keeps its share of the engine, frames are counted on,
+//! and no reconnect loads a model. One pipeline a camera: each has its own clock, bus and state.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -94,8 +94,9 @@ impl Tail {
         })
     }
 
-    /// After an error of the detector or the sink, such as a lost engine; without a source. All of it starts anew: the
-    /// detector asks for an engine, which is a fresh one if the old one is lost, and the file is opened again.
+    /// After an error of the detector or the sink, such as a lost engine; without a source. All of it starts
+    /// anew: the detector asks for an engine, which is a fresh one if the old one is lost, and the file is
+    /// opened again.
     pub fn restart(&self) -> Result<(), String> {
         let counts = self.counts();
         *self.earlier.lock().unwrap_or_else(PoisonError::into_inner) = counts;

@@ -8,8 +8,10 @@ use crate::address::Address;
 pub enum Kind {
     /// Broken off, refused, unreachable.
     Lost,
-    /// Connected, but no frames come.
+    /// Frames came, then no more.
     Frozen,
+    /// There was never a frame.
+    Silent,
     Unauthorized,
     NotFound,
     /// Not the camera's fault: the detector or the file of its lines.
@@ -22,6 +24,7 @@ impl Kind {
         match self {
             Kind::Lost => "lost",
             Kind::Frozen => "frozen",
+            Kind::Silent => "no frames",
             Kind::Unauthorized => "unauthorized",
             Kind::NotFound => "not found",
             Kind::Detection => "detection failed",
@@ -49,8 +52,16 @@ impl Trouble {
         Self { kind: Kind::Detection, reason: reason.into() }
     }
 
-    pub fn frozen(stall: Duration) -> Self {
-        Self { kind: Kind::Frozen, reason: format!("no frame for {:.1} s", stall.as_secs_f64()) }
+    /// Nothing for so long.
+    pub fn stalled(stall: Duration, ever_played: bool) -> Self {
+        let seconds = stall.as_secs_f64();
+        match ever_played {
+            true => Self { kind: Kind::Frozen, reason: format!("no frame for {seconds:.1} s") },
+            false => Self {
+                kind: Kind::Silent,
+                reason: format!("none came within {seconds:.1} s; is the address right, and the camera up?"),
+            },
+        }
     }
 
     /// An error that the source posted.
@@ -58,18 +69,20 @@ impl Trouble {
         if error.error().matches(gst::ResourceError::NotAuthorized) {
             let reason = match &address.credentials {
                 Some(credentials) => format!(
-                    "the camera refuses the password of {} (401): correct the address, or --user and --password-file",
+                    "the camera refuses the password of {} (401): correct the address, or --user and \
+                     --password-file",
                     credentials.user
                 ),
-                None => "the camera wants credentials (401): put them into the address (rtsp://USER:PASSWORD@…), or \
-                         give --user and --password-file"
+                None => "the camera wants credentials (401): put them into the address \
+                         (rtsp://USER:PASSWORD@…), or give --user and --password-file"
                     .into(),
             };
             return Self { kind: Kind::Unauthorized, reason };
         }
         if error.error().matches(gst::ResourceError::NotFound) {
             let reason = format!(
-                "the camera is there, but has nothing at {address} (404): look up the stream's path in its manual"
+                "the camera is there, but has nothing at {address} (404): look up the stream's path in its \
+                 manual"
             );
             return Self { kind: Kind::NotFound, reason };
         }

@@ -1,4 +1,5 @@
-//! What the tests of `rtsp_ingest` are made of: cameras (tests/data/rtsp_server.py) and the program as a user has it.
+//! What the tests of `rtsp_ingest` are made of: cameras (tests/data/rtsp_server.py) and the program as a user
+//! has it.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -151,8 +152,8 @@ fn program() -> PathBuf {
     program
 }
 
-/// One for all: GStreamer looks at all of its plugins where there is no registry yet. Named after GStreamer's version,
-/// as other versions run the same executable.
+/// One for all: GStreamer looks at all of its plugins where there is no registry yet. Named after GStreamer's
+/// version, as other versions run the same executable.
 fn plugins() -> &'static Path {
     static PLUGINS: OnceLock<PathBuf> = OnceLock::new();
     PLUGINS.get_or_init(|| {

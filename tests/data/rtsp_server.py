@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""A camera for the tests: an RTSP server on 127.0.0.1 that sends clips in an endless loop, without encoding them anew.
+"""A camera for the tests: an RTSP server on 127.0.0.1 that sends clips, as they are, in an endless loop.
 
 Usage: rtsp_server.py [--port N] [--user NAME --password WORD] [--h265] MOUNT=CLIP.mp4...
 
-Says `port N` when it listens (without --port the kernel picks one), then does what standard input says, each command
-answered by one line, `ok` or `error: reason`:
+Says `port N` when it listens (without --port the kernel picks one), then does what standard input says, each
+command answered by one line, `ok` or `error: reason`:
 
     freeze MOUNT          send nothing any more, but keep all connections open
     thaw MOUNT            go on
@@ -24,9 +24,8 @@ import sys
 import gi
 
 gi.require_version("Gst", "1.0")
-gi.require_version("GstApp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstApp, GstRtspServer  # noqa: E402, F401  (GstApp gives appsrc its methods)
+from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
 # How far ahead of the clock frames are handed over.
 AHEAD = 200 * Gst.MSECOND
@@ -36,7 +35,8 @@ H265_FRAMES = 50
 
 H265 = (
     "avdec_h264 ! identity eos-after=%d ! videoconvert ! video/x-raw,format=I420"
-    " ! x265enc speed-preset=ultrafast tune=zerolatency key-int-max=25 ! h265parse ! video/x-h265" % (H265_FRAMES + 1)
+    " ! x265enc speed-preset=ultrafast tune=zerolatency key-int-max=25 ! h265parse ! video/x-h265"
+) % (H265_FRAMES + 1
 )
 
 
@@ -58,8 +58,9 @@ class Clip:
             raise ValueError("%s has no frames that can be sent as %s" % (path, self.encoding))
         self.caps = samples[0].get_caps()
         self.units = [sample.get_buffer() for sample in samples]
+        # Decoding times may lie before the first picture's.
         start = min(unit.pts for unit in self.units)
-        self.times = [(unit.pts - start, unit.dts - start if unit.dts != Gst.CLOCK_TIME_NONE else 0) for unit in self.units]
+        self.times = [(unit.pts - start, max(unit.dts - start, 0)) for unit in self.units]
         self.duration = max(pts for pts, _ in self.times) + self.units[0].duration
 
 
@@ -92,7 +93,7 @@ class Viewer:
         while self.offset + self.clip.times[self.next][0] < self.now() + AHEAD:
             unit = self.clip.units[self.next].copy()
             pts, dts = self.clip.times[self.next]
-            unit.pts, unit.dts = self.offset + pts, self.offset + max(dts, 0)
+            unit.pts, unit.dts = self.offset + pts, self.offset + dts
             if self.source.emit("push-buffer", unit) != Gst.FlowReturn.OK:
                 return
             self.next += 1
@@ -111,8 +112,8 @@ class Mount:
         self.mounts = server.get_mount_points()
         factory = GstRtspServer.RTSPMediaFactory()
         factory.set_launch(
-            "( appsrc name=frames is-live=true format=time ! %sparse ! rtp%spay name=pay0 pt=96 config-interval=-1 )"
-            % (clip.encoding, clip.encoding)
+            "( appsrc name=frames is-live=true format=time"
+            " ! %sparse ! rtp%spay name=pay0 pt=96 config-interval=-1 )" % (clip.encoding, clip.encoding)
         )
         factory.connect("media-configure", self.configure)
         self.add_permissions(factory)
