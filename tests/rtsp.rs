@@ -170,7 +170,7 @@ fn wrong_credentials_are_told_and_no_password_is() {
     let right = named("right", &at(&format!("admin:{written}")));
     let wrong_one = named("wrong", &at(&format!("admin:{wrong}")));
     let none = named("none", &server.uri("street"));
-    let mut ingest = Ingest::start(&["--model", &model(), &right, &wrong_one, &none]);
+    let mut ingest = Ingest::start(&["--model", &model(), "--max-backoff", "40", &right, &wrong_one, &none]);
     ingest.until("each has its answer", |ingest| {
         ingest.report("right").frames > 10
             && ["wrong", "none"]
@@ -180,6 +180,11 @@ fn wrong_credentials_are_told_and_no_password_is() {
     let said = |ingest: &Ingest, text: &str| ingest.log.iter().any(|line| line.contains(text));
     assert!(said(&ingest, "wrong: unauthorized: the camera refuses the password of admin (401)"));
     assert!(said(&ingest, "none: unauthorized: the camera wants credentials (401)"));
+    // Asking again and again may lock the account.
+    for line in ingest.log.iter().filter(|line| line.contains("unauthorized: ")) {
+        let (_, wait) = line.rsplit_once("next attempt in ").unwrap();
+        assert!(wait.strip_suffix(" s").unwrap().parse::<f64>().unwrap() >= 20.0, "{line}");
+    }
     ingest.type_in("list");
     ingest.until_said("right=rtsp://admin:***@127.0.0.1");
     ingest.type_in(&format!("add late {}", at(&format!("admin:{written}"))));
@@ -300,6 +305,21 @@ fn pictures_come_over_udp_as_well() {
 }
 
 #[test]
+fn the_sound_of_a_camera_is_left_alone() {
+    // It is the camera's first stream.
+    let mut server = Camera::start(&["--sound", &format!("street={}", clip("bikes"))]);
+    for (calls, protocols) in [("1", "tcp"), ("2", "udp")] {
+        let camera = named("gate", &server.uri("street"));
+        let mut ingest = Ingest::start(&["--model", &model(), "--protocols", protocols, &camera]);
+        ingest.until("it plays", |ingest| ingest.report("gate").frames > 25);
+        ingest.quit();
+        assert_eq!(server.tell("setups"), calls, "streams that were asked for");
+        assert_eq!(ingest.report("gate").reconnects, 0);
+        assert!(!ingest.log.iter().any(|line| line.contains("warning")), "{}", ingest.log.join("\n"));
+    }
+}
+
+#[test]
 fn h265_is_decoded_as_well() {
     common::init();
     for element in ["x265enc", "avdec_h265"] {
@@ -404,6 +424,7 @@ fn wrong_calls_are_told() {
         (2, &[camera, "--protocols", "pigeon"], "--protocols is tcp, udp or auto"),
         (2, &[camera, "--latency", "-1"], "--latency takes milliseconds"),
         (2, &[camera, "--stall-timeout", "0"], "--stall-timeout takes seconds"),
+        (2, &[camera, "--duration", "1e19"], "--duration takes seconds"),
         (2, &[camera, "--min-backoff", "soon"], "--min-backoff takes seconds"),
         (2, &[camera, "--max-backoff", "0.5"], "--max-backoff is shorter"),
         (2, &[camera, "--set", "threads"], "--set takes PROPERTY=VALUE"),

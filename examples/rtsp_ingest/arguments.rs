@@ -151,8 +151,9 @@ fn milliseconds(option: &str, value: &str) -> Result<u32, String> {
 
 fn seconds(option: &str, value: &str) -> Result<Duration, String> {
     let parsed = value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let positive = parsed.filter(|duration| !duration.is_zero());
-    positive.ok_or_else(|| format!("{option} takes seconds, more than 0, not {value}"))
+    // Thirty years: what is added to a time must not overflow it.
+    let sensible = parsed.filter(|duration| !duration.is_zero() && duration.as_secs() <= 1_000_000_000);
+    sensible.ok_or_else(|| format!("{option} takes seconds, more than 0, not {value}"))
 }
 
 fn text(argument: OsString) -> Result<String, String> {

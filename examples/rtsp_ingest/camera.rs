@@ -57,6 +57,7 @@ pub struct Camera {
 }
 
 impl Camera {
+    /// # Errors
     /// Why there can be no detection, which is nothing that waiting would change.
     pub fn start(
         entry: Entry,

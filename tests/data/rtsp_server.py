@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A camera for the tests: an RTSP server on 127.0.0.1 that sends clips, as they are, in an endless loop.
 
-Usage: rtsp_server.py [--port N] [--user NAME --password WORD] [--h265] MOUNT=CLIP.mp4...
+Usage: rtsp_server.py [--port N] [--user NAME --password WORD] [--h265] [--sound] MOUNT=CLIP.mp4...
 
 Says `port N` when it listens (without --port the kernel picks one), then does what standard input says, each
 command answered by one line, `ok` or `error: reason`:
@@ -12,9 +12,10 @@ command answered by one line, `ok` or `error: reason`:
     remove MOUNT          who asks for it from now on is told 404; who watches goes on
     add MOUNT CLIP.mp4
     kick                  close every connection
-    clients               answers `ok N`: so many connections are open
+    setups                answers `ok N`: so many streams were asked for so far
 
 It ends with its standard input. With --h265 the clips' first seconds are encoded as H.265 once, at the start.
+With --sound each mount has sound as well, as its first stream.
 """
 
 import argparse
@@ -38,6 +39,7 @@ H265 = (
     " ! x265enc speed-preset=ultrafast tune=zerolatency key-int-max=25 ! h265parse ! video/x-h265"
 ) % (H265_FRAMES + 1
 )
+SOUND = "audiotestsrc is-live=true ! alawenc ! rtppcmapay name=pay0 pt=8"
 
 
 class Clip:
@@ -107,13 +109,14 @@ class Viewer:
 
 
 class Mount:
-    def __init__(self, server, name, clip):
+    def __init__(self, server, name, clip, sound):
         self.path, self.clip, self.frozen, self.viewers = "/" + name, clip, False, []
         self.mounts = server.get_mount_points()
         factory = GstRtspServer.RTSPMediaFactory()
         factory.set_launch(
-            "( appsrc name=frames is-live=true format=time"
-            " ! %sparse ! rtp%spay name=pay0 pt=96 config-interval=-1 )" % (clip.encoding, clip.encoding)
+            "( %s appsrc name=frames is-live=true format=time"
+            " ! %sparse ! rtp%spay name=pay%d pt=96 config-interval=-1 )"
+            % (SOUND if sound else "", clip.encoding, clip.encoding, 1 if sound else 0)
         )
         factory.connect("media-configure", self.configure)
         self.add_permissions(factory)
@@ -156,10 +159,12 @@ class Mount:
 
 class Camera:
     def __init__(self, options):
-        self.h265 = options.h265
+        self.h265, self.sound = options.h265, options.sound
         self.server = GstRtspServer.RTSPServer(address="127.0.0.1", service=str(options.port))
         if options.user:
             self.demand_login(options.user, options.password)
+        self.setups = 0
+        self.server.connect("client-connected", self.meet)
         self.mounts = {}
         # Removed ones may still have viewers.
         self.served = []
@@ -174,13 +179,19 @@ class Camera:
         auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
         self.server.set_auth(auth)
 
+    def meet(self, _server, client):
+        client.connect("setup-request", self.count_setup)
+
+    def count_setup(self, _client, _context):
+        self.setups += 1
+
     def tick(self):
         for mount in self.served:
             mount.tick()
         return GLib.SOURCE_CONTINUE
 
     def add(self, name, path):
-        self.mounts[name] = Mount(self.server, name, load(path, self.h265))
+        self.mounts[name] = Mount(self.server, name, load(path, self.h265), self.sound)
         self.served.append(self.mounts[name])
 
     def clients(self):
@@ -202,8 +213,8 @@ class Camera:
             case ["kick"]:
                 for client in self.clients():
                     client.close()
-            case ["clients"]:
-                return "ok %d" % len(self.clients())
+            case ["setups"]:
+                return "ok %d" % self.setups
             case _:
                 return "error: unknown command"
         return "ok"
@@ -215,6 +226,7 @@ def main():
     parser.add_argument("--user")
     parser.add_argument("--password", default="")
     parser.add_argument("--h265", action="store_true")
+    parser.add_argument("--sound", action="store_true")
     parser.add_argument("mounts", nargs="+")
     options = parser.parse_args()
     Gst.init(None)
