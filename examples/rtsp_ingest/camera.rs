@@ -98,18 +98,22 @@ impl Camera {
 }
 
 fn count_frames(tail: &Tail, status: &Arc<Status>) {
-    let (entered, pipeline) = (status.clone(), tail.pipeline.downgrade());
-    tail.entry.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        if entered.frame_in()
+    let (came, pipeline) = (status.clone(), tail.pipeline.downgrade());
+    on_frame(&tail.entry, move || {
+        if came.frame_came()
             && let Some(pipeline) = pipeline.upgrade()
         {
             source::tell(&pipeline, FIRST_FRAME);
         }
-        gst::PadProbeReturn::Ok
     });
-    let left = status.clone();
-    tail.exit.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        left.frame_out();
+    let (entered, left) = (status.clone(), status.clone());
+    on_frame(&tail.detector_sink, move || entered.frame_entered());
+    on_frame(&tail.detector_src, move || left.frame_left());
+}
+
+fn on_frame(pad: &gst::Pad, count: impl Fn() + Send + Sync + 'static) {
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        count();
         gst::PadProbeReturn::Ok
     });
 }
@@ -157,7 +161,6 @@ impl Keeper {
     fn play(&mut self) -> Result<(), Trouble> {
         self.status.connecting();
         if let Some(trouble) = self.broken.take() {
-            self.status.nothing_inside();
             self.tail.restart().map_err(|reason| {
                 self.broken = Some(trouble);
                 Trouble::detection(reason)
@@ -171,8 +174,10 @@ impl Keeper {
     }
 
     fn watch(&mut self, source: &Source) -> Result<(), Trouble> {
-        let mut patient_until = Instant::now() + self.stall;
+        let began = Instant::now();
         loop {
+            let known = self.status.get();
+            let patient_until = known.quiet_since().max(began) + self.stall;
             match self.next_event(Some(source), patient_until) {
                 Some(Event::Stop) => return Ok(()),
                 Some(Event::Broken(trouble)) => return Err(trouble),
@@ -180,19 +185,15 @@ impl Keeper {
                 Some(Event::Warning(text)) => self.say(text),
                 None => (),
             }
-            let (known, now) = (self.status.get(), Instant::now());
-            patient_until = patient_until.max(known.quiet_since() + self.stall);
-            if now < patient_until {
-                continue;
-            }
-            if !known.is_stuck_behind() {
+            let known = self.status.get();
+            if known.quiet_since().max(began).elapsed() >= self.stall {
                 return Err(Trouble::stalled(self.stall, known.has_played()));
             }
-            if known.state != State::Blocked {
-                self.say("nobody takes the detector's output; the camera waits for that".into());
+            // Nothing that another connection would change.
+            if known.is_stuck_for(self.stall) && known.state != State::Blocked {
+                self.say("nobody takes the detector's output".into());
                 self.status.set(State::Blocked);
             }
-            patient_until = now + self.stall;
         }
     }
 

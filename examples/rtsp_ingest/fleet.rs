@@ -189,7 +189,7 @@ impl Fleet {
 
     fn count(&mut self) {
         let cameras = self.cameras.iter();
-        let frames = cameras.map(|(name, camera)| (name.clone(), camera.status.get().entered)).collect();
+        let frames = cameras.map(|(name, camera)| (name.clone(), camera.status.get().came)).collect();
         self.counted.swap(0, 1);
         self.counted[1] = Count { at: Instant::now(), frames };
     }
@@ -200,7 +200,7 @@ impl Fleet {
         let (mut lines, mut all, mut playing) = (Vec::new(), 0.0, 0);
         for (name, camera) in &self.cameras {
             let known = camera.status.get();
-            let speed = self.counted[0].speed(name, known.entered);
+            let speed = self.counted[0].speed(name, known.came);
             all += speed;
             playing += usize::from(known.state == State::Playing);
             let (counts, size) = (camera.tail.counts(), camera.tail.picture_size());

@@ -1,8 +1,8 @@
 //! Any number of RTSP cameras through one engine: how a service keeps a fleet of them playing.
 //!
 //! ```text
-//! camera:  rtspsrc ! decodebin3 ! videoconvert  !  yolodetect ! yolojson ! filesink
-//!          `-------- source: replaced ---------´  `--- tail: plays all the time ---´
+//! camera:  rtspsrc ! decodebin3 ! videoconvert  !  queue ! yolodetect ! yolojson ! filesink
+//!          `-------- source: replaced ---------´  `------- tail: plays all the time -------´
 //! ```
 //! - `camera` keeps one camera playing, in a thread and a pipeline of its own
 //! - `source` and `tail` are the two parts of that pipeline

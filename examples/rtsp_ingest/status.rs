@@ -10,7 +10,7 @@ use crate::trouble::Kind;
 pub enum State {
     Connecting,
     Playing,
-    /// Frames would come, but nobody takes the detector's output.
+    /// Frames come, but nobody takes the detector's output.
     Blocked,
     /// For the next attempt.
     Waiting {
@@ -26,15 +26,18 @@ pub struct Status(Mutex<Known>);
 #[derive(Clone, Copy)]
 pub struct Known {
     pub state: State,
-    /// Into the detector and out of it.
+    /// From the camera.
+    pub came: u64,
+    /// Into the detector, which had no room for the others.
     pub entered: u64,
-    pub left: u64,
     /// Times that frames came again after a break.
     pub reconnects: u64,
     /// Of this connection: its beginning, its first frame and its latest.
     began: Instant,
     first: Option<Instant>,
     latest: Option<Instant>,
+    /// When the detector last gave a frame back.
+    left: Option<Instant>,
 }
 
 impl Known {
@@ -52,9 +55,10 @@ impl Known {
         self.latest.zip(self.first).map_or(Duration::ZERO, |(latest, first)| latest - first)
     }
 
-    /// A frame went in and stayed: not the camera stands still, but what comes behind the detector.
-    pub fn is_stuck_behind(&self) -> bool {
-        self.entered > self.left
+    /// Whether frames have come for so long and none came out of the detector.
+    pub fn is_stuck_for(&self, time: Duration) -> bool {
+        let since = self.left.max(self.first);
+        self.latest.zip(since).is_some_and(|(latest, since)| latest.saturating_duration_since(since) >= time)
     }
 }
 
@@ -62,12 +66,13 @@ impl Default for Status {
     fn default() -> Self {
         Self(Mutex::new(Known {
             state: State::Connecting,
+            came: 0,
             entered: 0,
-            left: 0,
             reconnects: 0,
             began: Instant::now(),
             first: None,
             latest: None,
+            left: None,
         }))
     }
 }
@@ -95,30 +100,32 @@ impl Status {
         }
     }
 
-    /// A frame on its way into the detector; whether it is the first one of this connection.
-    pub fn frame_in(&self) -> bool {
+    /// A frame from the camera; whether it is the first one of this connection.
+    pub fn frame_came(&self) -> bool {
         let mut known = self.lock();
         let (now, is_first) = (Instant::now(), known.first.is_none());
         if is_first {
             known.first = Some(now);
-            known.reconnects += u64::from(known.entered > 0);
+            known.reconnects += u64::from(known.came > 0);
         }
-        known.entered += 1;
+        known.came += 1;
         known.latest = Some(now);
-        if matches!(known.state, State::Connecting | State::Blocked) {
+        if known.state == State::Connecting {
             known.state = State::Playing;
         }
         is_first
     }
 
-    pub fn frame_out(&self) {
-        self.lock().left += 1;
+    pub fn frame_entered(&self) {
+        self.lock().entered += 1;
     }
 
-    /// What was in the detector when it ended is gone.
-    pub fn nothing_inside(&self) {
+    pub fn frame_left(&self) {
         let mut known = self.lock();
-        known.left = known.entered;
+        known.left = Some(Instant::now());
+        if known.state == State::Blocked {
+            known.state = State::Playing;
+        }
     }
 }
 
@@ -138,11 +145,12 @@ impl Line<'_> {
         let Line { name, known, counts, speed, .. } = self;
         let size = self.size.map_or("-".into(), |(width, height)| format!("{width}x{height}"));
         let state = words(known.state);
-        let (frames, inferred, reconnects) = (known.entered, counts.inferred, known.reconnects);
-        let detections = counts.detections;
+        let Known { came, entered, reconnects, .. } = *known;
+        let Counts { inferred, detections } = *counts;
+        let dropped = came - entered.min(came);
         format!(
-            "{name:width$}  {state:26} {size:>9} {speed:>5.1} fps {frames:>7} frames {inferred:>7} inferred \
-             {detections:>7} detections {reconnects:>3} reconnects"
+            "{name:width$}  {state:26} {size:>9} {speed:>5.1} fps {came:>7} frames {dropped:>7} dropped \
+             {inferred:>7} inferred {detections:>7} detections {reconnects:>3} reconnects"
         )
     }
 }

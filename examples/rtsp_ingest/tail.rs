@@ -1,8 +1,12 @@
 //! The part of a camera's pipeline that stays: detector, JSON lines, and where these go.
 //!
 //! ```text
-//! (the source) ! yolodetect ! yolojson ! filesink or standard output
+//! (the source) ! queue leaky ! yolodetect ! yolojson ! filesink or standard output
 //! ```
+//! A camera cannot be made to wait: its pictures would come later and later. The queue drops the oldest frame
+//! when the detector has no room for more, because of too many cameras or because nobody takes its output; what
+//! the detector takes in, it gives back, inferred or not.
+//!
 //! It plays on between two connections. So its detector keeps its share of the engine, frames are counted on,
 //! and no reconnect loads a model. One pipeline a camera: each has its own clock, bus and state.
 
@@ -43,8 +47,9 @@ pub struct Tail {
     pub pipeline: gst::Pipeline,
     /// Where the source is linked.
     pub entry: gst::Pad,
-    /// Where frames come out of the detector.
-    pub exit: gst::Pad,
+    /// Where frames come into the detector and out of it.
+    pub detector_sink: gst::Pad,
+    pub detector_src: gst::Pad,
     detector: gst::Element,
     /// Of lives that are over; the detector counts from 0 in each.
     earlier: Mutex<Counts>,
@@ -70,17 +75,24 @@ impl Tail {
             detector.set_property("model-file", detection.model.to_string_lossy().into_owned());
         }
         detection.properties.iter().try_for_each(|(property, value)| set(&detector, property, value))?;
+        let queue = waiting_room(name)?;
         let lines = make("yolojson", &format!("{name}:lines"))?;
         let sink = match output {
             Output::Folder(folder) => file(name, folder)?,
             Output::Standard(closed) => standard_output(name, closed.clone()),
         };
         let pipeline = gst::Pipeline::with_name(name);
-        let chain = [&detector, &lines, &sink];
+        let chain = [&queue, &detector, &lines, &sink];
         pipeline.add_many(chain).map_err(|error| error.to_string())?;
         gst::Element::link_many(chain).map_err(|error| error.to_string())?;
-        let pad = |pad: &str| detector.static_pad(pad).ok_or_else(|| format!("{name} has no pad {pad}"));
-        Ok(Self { pipeline, entry: pad("sink")?, exit: pad("src")?, detector, earlier: Mutex::default() })
+        Ok(Self {
+            entry: pad(&queue, "sink")?,
+            detector_sink: pad(&detector, "sink")?,
+            detector_src: pad(&detector, "src")?,
+            pipeline,
+            detector,
+            earlier: Mutex::default(),
+        })
     }
 
     fn play(&self) -> Result<(), String> {
@@ -136,6 +148,20 @@ fn make(factory: &str, name: &str) -> Result<gst::Element, String> {
     gst::ElementFactory::make(factory).name(name).build().map_err(|error: glib::BoolError| {
         format!("{}; set GST_PLUGIN_PATH: eval \"$(pipelines/setup.sh --print-env)\"", error.message)
     })
+}
+
+fn pad(element: &gst::Element, name: &str) -> Result<gst::Pad, String> {
+    element.static_pad(name).ok_or_else(|| format!("{} has no pad {name}", element.name()))
+}
+
+/// As large as a decoder's bursts, and no larger: each place may keep a picture.
+fn waiting_room(name: &str) -> Result<gst::Element, String> {
+    let queue = make("queue", &format!("{name}:queue"))?;
+    queue.set_property_from_str("leaky", "downstream");
+    queue.set_property("max-size-buffers", 4_u32);
+    queue.set_property("max-size-bytes", 0_u32);
+    queue.set_property("max-size-time", 0_u64);
+    Ok(queue)
 }
 
 /// Sets a property from text; what does not fit is told.

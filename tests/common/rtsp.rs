@@ -92,8 +92,8 @@ fn signal_process(child: &Child, signal: libc::c_int) {
     assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Reads lines in a thread, so that waiting for one can end.
-fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+/// Reads lines in a thread, so that waiting for one can end; it goes when the receiver does.
+pub fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
@@ -107,6 +107,7 @@ pub struct Report {
     pub state: String,
     pub size: String,
     pub frames: u64,
+    pub dropped: u64,
     pub inferred: u64,
     pub detections: u64,
     pub reconnects: u64,
@@ -125,6 +126,7 @@ impl Report {
             state: words[1..fps - 2].join(" "),
             size: words[fps - 2].into(),
             frames: number("frames")?,
+            dropped: number("dropped")?,
             inferred: number("inferred")?,
             detections: number("detections")?,
         };
