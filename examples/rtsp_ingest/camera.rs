@@ -224,12 +224,12 @@ impl Keeper {
                 Some(Event::Broken(Trouble::of_source(error, &self.entry.address)))
             }
             gst::MessageView::Error(error) if of_tail => {
-                let trouble = Trouble::detection(explain(error));
+                let trouble = Trouble::detection(explain(&error.error(), error.debug()));
                 self.broken = Some(trouble.clone());
                 Some(Event::Broken(trouble))
             }
             gst::MessageView::Warning(warning) if of_source || of_tail => {
-                Some(Event::Warning(format!("warning: {}", warning.error())))
+                Some(Event::Warning(format!("warning: {}", explain(&warning.error(), warning.debug()))))
             }
             gst::MessageView::Application(word) => match word.structure()?.name().as_str() {
                 source::ENDED if of_source => {

@@ -100,7 +100,7 @@ impl Tail {
         self.pipeline.set_state(gst::State::Playing).map(|_| ()).map_err(|_| {
             let message = self.bus().pop_filtered(&[gst::MessageType::Error]);
             match message.as_ref().map(|message| message.view()) {
-                Some(gst::MessageView::Error(error)) => explain(error),
+                Some(gst::MessageView::Error(error)) => explain(&error.error(), error.debug()),
                 _ => "the detection does not start".into(),
             }
         })

@@ -86,15 +86,14 @@ impl Trouble {
             );
             return Self { kind: Kind::NotFound, reason };
         }
-        Self::lost(explain(error))
+        Self::lost(explain(&error.error(), error.debug()))
     }
 }
 
-/// The element's own message and the details that it may have given, without the place in its source code.
-pub fn explain(error: &gst::message::Error) -> String {
-    let debug = error.debug().unwrap_or_default();
+/// An element's own message and the details that it may have given, without the place in its source code.
+pub fn explain(message: &gst::glib::Error, debug: Option<gst::glib::GString>) -> String {
+    let debug = debug.unwrap_or_default();
     let details: Vec<_> = debug.lines().skip(1).map(str::trim).filter(|line| !line.is_empty()).collect();
-    let message = error.error();
     if details.is_empty() {
         return message.to_string();
     }
