@@ -54,7 +54,6 @@ fn two_files_get_the_same() {
 }
 
 #[test]
-#[ignore = "the slots of a batch go to whoever comes first"]
 fn two_files_get_the_same_in_batches() {
     files("two-files-in-batches", 2, "4");
 }
@@ -65,7 +64,6 @@ fn five_files_get_the_same() {
 }
 
 #[test]
-#[ignore = "the slots of a batch go to whoever comes first"]
 fn five_files_get_the_same_in_batches() {
     files("five-files-in-batches", 5, "4");
 }
@@ -105,7 +103,6 @@ fn a_file_and_a_camera_get_the_same() {
 }
 
 #[test]
-#[ignore = "the slots of a batch go to whoever comes first"]
 fn a_file_and_a_camera_get_the_same_in_batches() {
     file_and_camera("file-and-camera-in-batches", "4");
 }
@@ -138,7 +135,6 @@ fn slow_camera(owner: &str, other: &str, max_batch: &str) {
 }
 
 #[test]
-#[ignore = "a frame that comes while the engine is busy is never waited for"]
 fn a_camera_of_few_frames_gets_them_beside_one_of_many() {
     slow_camera("two-cameras", "skip", "1");
 }
@@ -149,13 +145,11 @@ fn a_camera_of_few_frames_gets_them_beside_one_of_many_in_batches() {
 }
 
 #[test]
-#[ignore = "a frame that comes while the engine is busy is never waited for"]
 fn a_camera_of_few_frames_gets_them_beside_a_file() {
     slow_camera("camera-and-file", "block", "1");
 }
 
 #[test]
-#[ignore = "a frame that comes while the engine is busy is never waited for"]
 fn a_camera_of_few_frames_gets_them_beside_a_file_in_batches() {
     slow_camera("camera-and-file-in-batches", "block", "4");
 }

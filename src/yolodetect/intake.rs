@@ -189,7 +189,7 @@ impl YoloDetect {
     }
 
     /// A live frame's thread may wait until the next frame is due, when that one takes over its turn: so it is the
-    /// newest frame that gets a slot, and none comes later for it. No longer than a run, as was announced.
+    /// newest frame that gets a slot, and none comes later for it. No longer than was announced, either.
     fn patience(
         &self,
         session: &Session,
@@ -199,7 +199,7 @@ impl YoloDetect {
     ) -> Patience {
         let slack = pace.slack(pts, arrival, self.live.period());
         let run = session.stream.batcher().last_run();
-        match slack.min(run) {
+        match slack.min(live::wait(run)) {
             Duration::ZERO => Patience::None,
             patience => Patience::Until(arrival + patience),
         }

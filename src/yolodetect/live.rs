@@ -37,9 +37,14 @@ impl Default for Live {
     }
 }
 
-/// What a frame needs at most: a run until there is a slot, the run of the batch before its own, and its own.
+/// What a frame needs at most: [`wait`] until there is a slot, the run of the batch before its own, and its own.
 pub fn needed(run: Duration, batch_delay: Duration) -> Duration {
-    batch_delay + 3 * run
+    wait(run) + batch_delay + 2 * run
+}
+
+/// How long a frame may wait for a slot: one is free when a run ends, which takes now more, now less time.
+pub fn wait(run: Duration) -> Duration {
+    run + run / 2
 }
 
 impl Live {
