@@ -78,7 +78,7 @@ impl Watched {
 fn disturbed(model: &str) -> Pipeline {
     let pipeline = Pipeline::new(&format!(
         "videotestsrc name=source ! capsfilter name=caps caps=video/x-raw,format=RGB,width=64,height=64 ! \
-         yolodetect name=detect threads=1 model-file={model} ! identity name=breaks silent=true ! \
+         yolodetect name=detect threads=1 max-in-flight=3 model-file={model} ! identity name=breaks silent=true ! \
          fakesink name=sink sync=false"
     ));
     play(&pipeline);

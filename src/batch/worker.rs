@@ -32,8 +32,8 @@ struct Ran {
     ready: usize,
     /// Memory was enough for so many frames only.
     part: Option<usize>,
-    /// Of the longest run.
-    longest: Duration,
+    /// Of the longest run; `None` where nothing was run at all.
+    longest: Option<Duration>,
 }
 
 impl Worker {
@@ -71,9 +71,9 @@ impl Worker {
         let mut state = self.shared.state.lock();
         if let Some((batch, Ran { frames, ready, part, longest })) = ran {
             state.queue.finished(frames, part);
-            state.batches += 1;
-            state.frames += ready as u64;
-            if !longest.is_zero() {
+            if let Some(longest) = longest {
+                state.batches += 1;
+                state.frames += ready as u64;
                 state.last_run = longest;
             }
             state.recycle(batch);
@@ -106,7 +106,7 @@ impl Worker {
     /// Runs the batch, in parts where memory does not suffice for the whole, and ends its tickets.
     fn process(&mut self, batch: &mut Batch, task: &RunTask) -> Ran {
         let RunTask { frames, ready, limit } = *task;
-        let mut ran = Ran { frames, ready, part: None, longest: Default::default() };
+        let mut ran = Ran { frames, ready, part: None, longest: None };
         // Those who waited for it may all have gone.
         if !batch.jobs.iter().flatten().any(|job| job.ticket.is_pending()) {
             return ran;
@@ -150,7 +150,7 @@ impl Worker {
                     job.ticket.fail(&report, error.clone());
                 }
             }
-            ran.longest = ran.longest.max(report.took);
+            ran.longest = ran.longest.max(Some(report.took));
             at += count;
         }
         ran
