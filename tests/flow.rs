@@ -656,3 +656,24 @@ fn a_frame_before_any_caps_is_refused_clearly() {
     assert_eq!(rig.seen.frames(1)[0].pts, Some(millis(40)));
     rig.message(gst::MessageType::Error);
 }
+
+#[test]
+fn a_source_that_comes_later_is_asked_whether_it_is_live() {
+    let slow = common::own_tiny("slow", "comes-later");
+    let rig = Rig::unlinked(&[("model-file", &slow), ("overload", "auto")], false);
+    rig.link();
+    // A sink asks when the pipeline plays. A queue without a source says then that nobody is live.
+    let mut latency = gst::query::Latency::new();
+    assert!(rig.element.static_pad("src").unwrap().query(&mut latency) && !latency.result().0);
+    rig.live.store(true, std::sync::atomic::Ordering::SeqCst);
+    rig.begin();
+    rig.push_frames(0..40);
+    let statuses: Vec<_> = rig.seen.frames(40).iter().map(|seen| seen.status).collect();
+    assert!(statuses.contains(&"overload") && statuses.contains(&"inferred"), "{statuses:?}");
+    // Another one takes its place, and is not live.
+    rig.live.store(false, std::sync::atomic::Ordering::SeqCst);
+    rig.seen.forget();
+    rig.begin();
+    rig.push_frames(40..60);
+    assert!(rig.seen.frames(20).iter().all(|seen| seen.status == "inferred"));
+}

@@ -182,8 +182,13 @@ impl YoloDetect {
     fn upstream_is_live(&self) -> bool {
         self.live.is().unwrap_or_else(|| {
             let mut query = gst::query::Latency::new();
-            let live = self.sinkpad.peer_query(&mut query) && query.result().0;
-            self.live.learn(live);
+            let answered = self.sinkpad.peer_query(&mut query);
+            let live = answered && query.result().0;
+            gst::debug!(CAT, imp = self, "upstream is live: {live} (answered: {answered})");
+            // Who cannot tell yet, such as a source that is still connecting, is asked again.
+            if answered {
+                self.live.learn(live);
+            }
             live
         })
     }
@@ -221,7 +226,12 @@ impl YoloDetect {
                 return forwarded;
             }
             EventView::Caps(caps) if !self.set_caps(caps.caps()) => return false,
-            EventView::StreamStart(_) | EventView::Segment(_) => {
+            EventView::StreamStart(_) => {
+                // Perhaps another source.
+                self.live.forget();
+                self.resume_flow(|flow, ended| ended && flow != gst::FlowError::Flushing);
+            }
+            EventView::Segment(_) => {
                 // What broke ended with the stream before.
                 self.resume_flow(|flow, ended| ended && flow != gst::FlowError::Flushing);
             }

@@ -17,10 +17,9 @@ impl YoloDetect {
         if let gst::QueryViewMut::Latency(query) = query.view_mut() {
             let answered = self.sinkpad.peer_query(query);
             let live = answered && query.result().0;
-            if answered {
-                self.live.learn(live);
-            }
             if live {
+                // That it is not may only mean that there is no source yet.
+                self.live.learn(true);
                 let own = self.live.announced().try_into().unwrap_or(gst::ClockTime::MAX);
                 negotiation::add_latency(query, own);
             }

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use gst::prelude::*;
@@ -207,6 +208,8 @@ pub struct Rig {
     /// Gets what comes out of it.
     pub sink: gst::Pad,
     pub seen: Arc<Sink>,
+    /// What the source says of itself.
+    pub live: Arc<AtomicBool>,
 }
 
 /// A red square; a marker model's confidence is `red / 255`.
@@ -260,11 +263,13 @@ impl Rig {
         let bus = gst::Bus::new();
         element.set_bus(Some(&bus));
         let seen = Arc::new(Sink::default());
+        let live = Arc::new(AtomicBool::new(live));
+        let answer = live.clone();
         let src = gst::Pad::builder(gst::PadDirection::Src)
             .name("test-src")
             .query_function(move |pad, parent, query| match query.view_mut() {
                 gst::QueryViewMut::Latency(query) => {
-                    query.set(live, millis(7), Some(millis(70)));
+                    query.set(answer.load(Ordering::SeqCst), millis(7), Some(millis(70)));
                     true
                 }
                 _ => gst::Pad::query_default(pad, parent, query),
@@ -288,7 +293,7 @@ impl Rig {
         sink.set_active(true).unwrap();
         element.set_state(gst::State::Playing).unwrap();
         src.set_active(true).unwrap();
-        Self { element, bus, src, sink, seen }
+        Self { element, bus, src, sink, seen, live }
     }
 
     pub fn link(&self) {
