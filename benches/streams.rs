@@ -1,10 +1,12 @@
 //! Several streams through `yolodetect` beside a bare loop: the same model, callers and threads, the same decoded
-//! frames from memory. Prints each pair of runs and the median of their ratios.
+//! frames from memory. Then one caller with all threads beside as many callers as threads, both bare. Prints each pair
+//! of runs and the median of their ratios.
 //!
 //! ```sh
-//! cargo bench --bench streams -- [STREAMS [PAIRS [FRAMES]]]
+//! cargo bench --bench streams -- [STREAMS [PAIRS [FRAMES [HINT]]]]
 //! ```
-//! FRAMES are those of each stream in one run. Needs what `pipelines/setup.sh` fetches.
+//! FRAMES are those of each stream in one run, HINT is the elements' `performance-hint`. Needs what
+//! `pipelines/setup.sh` fetches.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -72,10 +74,11 @@ struct Out {
 }
 
 impl Stream {
-    fn new(out: &Arc<Out>) -> Self {
+    fn new(hint: &str, out: &Arc<Out>) -> Self {
         let element = gst::ElementFactory::make("yolodetect")
             .property("model-file", asset("models/yolo12n.onnx").display().to_string())
             .property_from_str("overload", "block")
+            .property_from_str("performance-hint", hint)
             .build()
             .unwrap();
         let src = gst::Pad::builder(gst::PadDirection::Src).build();
@@ -169,9 +172,33 @@ fn bare(engine: &OnnxEngine, film: &Film, frames: usize) -> f64 {
     frames as f64 / start.elapsed().as_secs_f64()
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<_> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// Runs both in turn and prints what they reach. Who begins alternates, since speed drifts.
+fn compare(pairs: usize, names: [&str; 2], sides: [&dyn Fn() -> f64; 2]) {
+    println!("pair   {:>14}   {:>14}   ratio   (frames/s of all streams together)", names[0], names[1]);
+    let mut results = Vec::new();
+    for pair in 1..=pairs {
+        let mut figures = [0.0; 2];
+        for side in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
+            figures[side] = sides[side]();
+        }
+        let [first, second] = figures;
+        println!("{pair:4}   {first:14.2}   {second:14.2}   {:5.3}", first / second);
+        results.push(figures);
+    }
+    let [first, second] = [0, 1].map(|side| median(results.iter().map(|figures| figures[side])));
+    let ratio = median(results.iter().map(|[first, second]| first / second));
+    println!("median {first:14.2}   {second:14.2}   {ratio:5.3}\n");
+}
+
+fn load(plan: Plan) -> OnnxEngine {
+    let model = asset("models/yolo12n.onnx");
+    OnnxEngine::load(&SessionOptions { model, library: None, head: None, plan }).unwrap()
 }
 
 fn main() {
@@ -179,55 +206,37 @@ fn main() {
     let mut number =
         |default: usize| arguments.next().map_or(default, |argument| argument.parse().expect("a number"));
     let (streams, pairs, frames) = (number(8), number(7), number(12));
+    let hint = arguments.next().unwrap_or_else(|| "auto".into());
     // SAFETY: before any other thread is started.
     unsafe { env::set_var("ORT_DYLIB_PATH", asset("lib/libonnxruntime.so.1")) };
     gst::init().unwrap();
     gstyolodetect::plugin_register_static().unwrap();
-
     let film = Film::decode(60);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let out = Arc::default();
-    // All are there before the first is started, as in a pipeline: performance-hint=auto looks for others.
-    let elements: Vec<_> = (0..streams).map(|_| Stream::new(&out)).collect();
-    elements.iter().for_each(|stream| stream.start(&film));
-    let plan = Plan::new(Hint::Auto, cores, streams);
-    let engine = elements[0].element.property::<gst::Structure>("stats").get::<gst::Structure>("engine");
-    assert_eq!(engine.unwrap().get::<u32>("callers").unwrap() as usize, plan.callers);
-    let session = OnnxEngine::load(&SessionOptions {
-        model: asset("models/yolo12n.onnx"),
-        library: None,
-        head: None,
-        plan,
-    })
-    .unwrap();
-    println!(
-        "{streams} streams, {frames} frames each; {} callers, {} threads a run",
-        plan.callers, plan.threads
-    );
-
     let total = streams * frames;
-    bare(&session, &film, total / 4);
-    ours(&elements, &film, &out, frames / 4);
-    println!("pair   yolodetect   bare loop   ratio   (frames/s of all streams together)");
-    let (mut ratios, mut ours_all, mut bare_all) = (Vec::new(), Vec::new(), Vec::new());
-    for pair in 1..=pairs {
-        // Who begins alternates, since speed drifts.
-        let (ours, bare) = if pair % 2 == 0 {
-            let ours = ours(&elements, &film, &out, frames);
-            (ours, bare(&session, &film, total))
-        } else {
-            let bare = bare(&session, &film, total);
-            (ours(&elements, &film, &out, frames), bare)
-        };
-        println!("{pair:4}   {ours:10.2}   {bare:9.2}   {:5.3}", ours / bare);
-        ratios.push(ours / bare);
-        ours_all.push(ours);
-        bare_all.push(bare);
+    {
+        let out = Arc::default();
+        // All are there before the first is started, as in a pipeline: performance-hint=auto looks for others.
+        let elements: Vec<_> = (0..streams).map(|_| Stream::new(&hint, &out)).collect();
+        elements.iter().for_each(|stream| stream.start(&film));
+        let engine = elements[0].element.property::<gst::Structure>("stats").get::<gst::Structure>("engine");
+        let callers = engine.unwrap().get::<u32>("callers").unwrap() as usize;
+        let plan = Plan { callers, threads: cores + 1 - callers };
+        let session = load(plan);
+        println!("{streams} streams, {frames} frames each, performance-hint={hint}: {plan:?}");
+        bare(&session, &film, total / 4);
+        ours(&elements, &film, &out, frames / 4);
+        compare(
+            pairs,
+            ["yolodetect", "bare loop"],
+            [&|| ours(&elements, &film, &out, frames), &|| bare(&session, &film, total)],
+        );
     }
-    println!(
-        "median {:10.2}   {:9.2}   {:5.3}",
-        median(&mut ours_all),
-        median(&mut bare_all),
-        median(&mut ratios)
+    let [many, one] = [Hint::Throughput, Hint::Latency].map(|hint| load(Plan::new(hint, cores, 1)));
+    bare(&many, &film, total / 4);
+    compare(
+        pairs,
+        [&format!("{cores} callers"), &format!("{cores} threads")],
+        [&|| bare(&many, &film, total), &|| bare(&one, &film, total)],
     );
 }
