@@ -314,9 +314,8 @@ impl YoloDetect {
             (query.view_mut(), session, answered)
             && let Ok(tuning) = self.tuning(&session)
         {
-            // What is in flight, and one being pushed.
             self.upstream_is_live();
-            negotiation::add_held_buffers(query, tuning.in_flight(&session, &self.live) as u32 + 1);
+            negotiation::add_held_buffers(query, tuning.buffers(&session, &self.live) as u32);
         }
         answered
     }

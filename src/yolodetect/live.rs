@@ -103,9 +103,19 @@ impl Live {
         raised.is_some_and(|needed| self.announce(needed))
     }
 
-    /// Frames that come in while one takes as long as is announced.
+    /// Most frames that are here at a time: those that come in while one takes as long as is announced.
     pub fn depth(&self) -> usize {
-        let frames = self.announced().as_nanos() / self.period().as_nanos().max(1);
+        self.frames_during(self.announced())
+    }
+
+    /// As many as are here for long where the engine is busy: a frame has its slot then, and takes two runs of the three
+    /// and a half announced. What upstream's pool has from the start; it grows where more are needed.
+    pub fn usual_depth(&self) -> usize {
+        self.frames_during(self.announced() * 4 / 7)
+    }
+
+    fn frames_during(&self, time: Duration) -> usize {
+        let frames = time.as_nanos() / self.period().as_nanos().max(1);
         // The one being pushed, and one that comes early.
         (frames as usize).saturating_add(3).min(MAX_DEPTH)
     }
@@ -196,7 +206,7 @@ mod tests {
         let live = Live::default();
         live.reset(200 * MS);
         live.set_period(Some(40 * MS));
-        assert_eq!(live.depth(), 8);
+        assert_eq!((live.depth(), live.usual_depth()), (8, 5));
         live.set_period(None);
         assert_eq!(live.depth(), 14);
         live.set_period(Some(Duration::ZERO));

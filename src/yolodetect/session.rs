@@ -221,6 +221,16 @@ impl Tuning {
 
     /// Most frames held.
     pub fn in_flight(&self, session: &Session, live: &Live) -> usize {
+        self.frames(session, live, Live::depth)
+    }
+
+    /// Buffers that upstream's pool should have for us.
+    pub fn buffers(&self, session: &Session, live: &Live) -> usize {
+        // And one being pushed.
+        self.frames(session, live, Live::usual_depth) + 1
+    }
+
+    fn frames(&self, session: &Session, live: &Live, depth: fn(&Live) -> usize) -> usize {
         if self.max_in_flight != 0 {
             return self.max_in_flight;
         }
@@ -232,7 +242,7 @@ impl Tuning {
         let busy = share.saturating_mul(self.interval as usize).min(MAX_AUTO_IN_FLIGHT.max(share)) + next;
         match live.is() {
             // A live source must not be held up while a frame takes as long as it was told.
-            Some(true) if self.overload != Overload::Block => busy.max(live.depth()),
+            Some(true) if self.overload != Overload::Block => busy.max(depth(live)),
             _ => busy,
         }
     }
