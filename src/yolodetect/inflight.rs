@@ -406,7 +406,6 @@ mod tests {
     use std::time::Duration;
 
     fn frame(number: u64, ticket: Option<Arc<Ticket>>) -> Frame {
-        gst::init().unwrap();
         let status = Status::Inferred;
         Frame { buffer: gst::Buffer::new(), number, size: (1, 1), status, ticket, deadline: None }
     }
@@ -420,6 +419,7 @@ mod tests {
     }
 
     fn open() -> Inflight {
+        gst::init().unwrap();
         let inflight = Inflight::default();
         inflight.start();
         inflight
