@@ -70,7 +70,8 @@ impl Worker {
     fn next_batch(&self, ran: Option<(Batch, Ran)>) -> Option<(Batch, RunTask)> {
         let mut state = self.shared.state.lock();
         if let Some((batch, Ran { frames, ready, part, longest })) = ran {
-            state.queue.finished(frames, part);
+            // One that nobody wanted any more says nothing about memory.
+            state.queue.finished(if longest.is_some() { frames } else { 0 }, part);
             if let Some(longest) = longest {
                 state.batches += 1;
                 state.frames += ready as u64;
