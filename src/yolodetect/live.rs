@@ -159,10 +159,14 @@ pub struct Pace {
     origin: Option<Instant>,
     /// From timestamp to arrival, of the frames that came earliest; ns since `origin`.
     earliest: i64,
+    /// Since when every frame is later than [`LATE`]; ns since `origin`.
+    late_since: Option<i64>,
 }
 
-/// A jump in the timestamps, not a delay.
-const JUMP: i64 = 1_000_000_000;
+/// Later than jitter makes a frame: the network stood still, or the timestamps begin anew.
+const LATE: i64 = 1_000_000_000;
+/// After a standstill the frames that were held back come at once. Who is late for longer than this began anew.
+const CATCH_UP: i64 = 5_000_000_000;
 
 impl Pace {
     /// How long it is until the next frame is due, for one with this timestamp that comes `now`. Nothing for a frame
@@ -170,13 +174,20 @@ impl Pace {
     pub fn slack(&mut self, pts: Option<gst::ClockTime>, now: Instant, period: Duration) -> Duration {
         let Some(pts) = pts else { return Duration::ZERO };
         let origin = *self.origin.get_or_insert(now);
-        let offset = now.duration_since(origin).as_nanos() as i64 - pts.nseconds() as i64;
-        let period = period.as_nanos() as i64;
+        // A timestamp may be anything.
+        let signed = |nanos: u128| i64::try_from(nanos).unwrap_or(i64::MAX);
+        let (now, period) = (signed(now.duration_since(origin).as_nanos()), signed(period.as_nanos()));
+        let offset = now - signed(pts.nseconds().into());
         // Creeps up, for a source whose clock is slower than ours.
-        let expected = self.earliest + period / 256;
-        let known = (offset - expected).abs() < JUMP;
-        self.earliest = if known { expected.min(offset) } else { offset };
-        Duration::from_nanos((period - (offset - self.earliest)).max(0) as u64)
+        let expected = self.earliest.saturating_add(period / 256);
+        self.late_since = (offset.saturating_sub(expected) >= LATE).then(|| self.late_since.unwrap_or(now));
+        if self.late_since.take_if(|since| now - *since >= CATCH_UP).is_some() {
+            self.earliest = offset;
+        } else {
+            self.earliest = expected.min(offset);
+        }
+        let late = offset.saturating_sub(self.earliest);
+        Duration::from_nanos(period.saturating_sub(late).max(0) as u64)
     }
 }
 
@@ -233,6 +244,38 @@ mod tests {
         assert_eq!(slack(1000, 360), 40);
         assert_eq!(slack(1001, 400), 40);
         assert_eq!(pace.slack(None, start, 40 * MS), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_long_stall_is_a_delay_and_a_new_start_is_not() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let mut slack = |frame: u64, arrival: u32| {
+            pace.slack(Some(gst::ClockTime::from_mseconds(40 * frame)), start + arrival * MS, 40 * MS)
+        };
+        (0..25).for_each(|frame| assert!(slack(u64::from(frame), 40 * frame) > 39 * MS));
+        // Three seconds come at once: none of these may wait, or the stream would stay behind for good.
+        for frame in 25..99 {
+            assert_eq!(slack(frame, 4000), Duration::ZERO, "frame {frame}");
+        }
+        assert!(slack(100, 4002) > 37 * MS);
+        // Timestamps from 0 again: these frames are late for good, which tells them from delayed ones.
+        let again: Vec<_> = (0..250).map(|frame| slack(u64::from(frame), 4040 + 40 * frame)).collect();
+        assert!(again[200..].iter().all(|&slack| slack > 39 * MS), "{again:?}");
+    }
+
+    #[test]
+    fn no_timestamp_is_too_large() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let extremes = [0, 1, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1];
+        for (at, &pts) in extremes.iter().chain(extremes.iter().rev()).cycle().take(100).enumerate() {
+            let arrival = start + MS * 1000 * at as u32;
+            for period in [Duration::ZERO, 40 * MS, Duration::from_secs(u64::from(u32::MAX))] {
+                let slack = pace.slack(Some(gst::ClockTime::from_nseconds(pts)), arrival, period);
+                assert!(slack <= period, "{pts}: {slack:?} of {period:?}");
+            }
+        }
     }
 
     #[test]
