@@ -156,7 +156,7 @@ pub fn add_held_buffers(query: &mut gst::query::Allocation, held: u32) {
 /// Adds our own latency to upstream's answer.
 pub fn add_latency(query: &mut gst::query::Latency, own: gst::ClockTime) {
     let (live, min, max) = query.result();
-    query.set(live, min + own, max.map(|max| max + own));
+    query.set(live, min.saturating_add(own), max.map(|max| max.saturating_add(own)));
 }
 
 #[cfg(test)]

@@ -304,6 +304,7 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
             glib::ParamSpecUInt64::builder("stats-interval")
                 .nick("Statistics interval")
                 .blurb("Post the statistics as message yolodetect-stats this often, in ns (0: never)")
+                .maximum(gst::ClockTime::MAX.nseconds())
                 .default_value(default.stats_interval.nseconds())
                 .mutable_playing()
                 .build(),
@@ -387,5 +388,27 @@ impl Settings {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads as usize,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_every_range_can_be_set() {
+        gst::init().unwrap();
+        let mut settings = Settings::default();
+        let mut checked = 0;
+        for spec in param_specs() {
+            if let Some(spec) = spec.downcast_ref::<glib::ParamSpecUInt64>() {
+                for end in [spec.minimum(), spec.maximum()] {
+                    settings.set(spec.name(), &end.to_value());
+                    assert_eq!(settings.get(spec.name()).unwrap().get::<u64>(), Ok(end), "{}", spec.name());
+                }
+                checked += 1;
+            }
+        }
+        assert!(checked > 0, "no property is a time");
     }
 }

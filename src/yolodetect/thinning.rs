@@ -26,12 +26,14 @@ impl Thinning {
     pub fn inferred(&mut self, pts: Option<gst::ClockTime>, max_fps: f64) {
         self.since = Some(1);
         self.next_due = pts.filter(|_| max_fps > 0.0).map(|pts| {
-            let period = gst::ClockTime::from_nseconds((1e9 / max_fps) as u64);
+            // Of a rate near zero the period is longer than any stream, and than the type holds.
+            let longest = gst::ClockTime::MAX.nseconds();
+            let period = gst::ClockTime::from_nseconds(((1e9 / max_fps) as u64).min(longest));
             // Counted from when it was due, not from when a frame happened to come: 10 of 25 frames a second
             // are 10, not the 8.3 that whole multiples of 40 ms would give.
             let due = match self.next_due {
-                Some((due, _)) if pts >= due && pts - due < period => due + period,
-                _ => pts + period,
+                Some((due, _)) if pts >= due && pts - due < period => due.saturating_add(period),
+                _ => pts.saturating_add(period),
             };
             (due, pts)
         });
@@ -76,6 +78,13 @@ mod tests {
         assert!(thinning.due(None, 4, 0.0));
         thinning.inferred(None, 0.0);
         assert!(!thinning.due(None, 4, 0.0));
+    }
+
+    #[test]
+    fn a_rate_near_zero_is_one_frame() {
+        for max_fps in [f64::from_bits(1), 1e-300, 1e-10, 5e-11] {
+            assert_eq!(inferred(50, 25, 1, max_fps), [0], "{max_fps}");
+        }
     }
 
     #[test]
