@@ -184,6 +184,8 @@ impl Batcher {
         let mut state = self.shared.state.lock();
         state.queue.attach(id, max_batch);
         state.waiters.push((id, woken.clone()));
+        // Batches may be larger from now on.
+        state.wake();
         drop(state);
         Stream { id, woken, batcher: self.clone(), flushing: AtomicBool::new(false) }
     }

@@ -245,3 +245,6 @@ impl Queue {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod interleavings;

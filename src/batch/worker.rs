@@ -98,7 +98,12 @@ impl Worker {
                 Task::Run { batch, granted, ready } => {
                     // Memory may have run out after the batch was opened.
                     let task = RunTask { frames: granted, ready, limit: state.queue.capacity() };
-                    return state.take(batch).map(|batch| (batch, task));
+                    let batch = state.take(batch);
+                    if !state.forming.is_empty() {
+                        // It may have been this worker that looked after another batch's delay.
+                        self.shared.work.notify_one();
+                    }
+                    return batch.map(|batch| (batch, task));
                 }
             }
         }
