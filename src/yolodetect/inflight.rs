@@ -366,29 +366,18 @@ impl Inflight {
     /// Downstream wants no more frames of this segment: drops those that are held, up to the event that
     /// starts anew or ends the stream, and refuses others until such an event comes.
     pub fn refuse_frames(&self) {
-        let mut cancelled = Vec::new();
         let mut state = self.state.lock();
         let end = state.items.iter().position(|item| matches!(item, Item::Event(event) if reopens(event)));
         state.refusing = end.is_none();
-        let end = end.unwrap_or(state.items.len());
-        let State { items, frames, .. } = &mut *state;
-        let mut index = 0;
-        items.retain_mut(|item| {
-            let keep = index >= end || !matches!(item, Item::Frame(_));
-            index += 1;
-            if !keep {
-                *frames -= 1;
-                if let Item::Frame(Frame { ticket: Some(ticket), .. }) = item {
-                    cancelled.push(ticket.clone());
-                }
-            }
-            keep
-        });
+        let rest = end.map(|end| state.items.split_off(end)).unwrap_or_default();
+        let (dropped, kept): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut state.items).into_iter().partition(|item| matches!(item, Item::Frame(_)));
+        state.items = kept;
+        state.items.extend(rest);
+        state.frames -= dropped.len();
         self.room.notify_all();
         drop(state);
-        for ticket in cancelled {
-            ticket.cancel();
-        }
+        abandon(dropped.into());
     }
 
     /// Open for a new flow.
@@ -536,6 +525,36 @@ mod tests {
         assert!(inflight.resume(|_, ended| ended));
         inflight.push_event(segment()).unwrap();
         assert!(!inflight.break_flow(gst::FlowError::Error), "upstream is back");
+    }
+
+    /// Pixels whose owner looks at the element when they are released, as an application may.
+    struct Curious(Arc<Inflight>, std::sync::mpsc::Sender<usize>);
+
+    impl AsRef<[u8]> for Curious {
+        fn as_ref(&self) -> &[u8] {
+            &[0]
+        }
+    }
+
+    impl Drop for Curious {
+        fn drop(&mut self) {
+            let _ = self.1.send(self.0.frames());
+        }
+    }
+
+    #[test]
+    fn no_buffer_is_released_with_the_state_locked() {
+        gst::init().unwrap();
+        for drop_all in [Inflight::refuse_frames, Inflight::stop, |inflight: &Inflight| {
+            inflight.break_flow(gst::FlowError::Error);
+        }] {
+            let inflight = Arc::new(open());
+            let (released_in, released) = std::sync::mpsc::channel();
+            let buffer = gst::Buffer::from_slice(Curious(inflight.clone(), released_in));
+            inflight.reserve(4).unwrap().fill(Frame { buffer, ..frame(0, None) }).unwrap();
+            std::thread::spawn(move || drop_all(&inflight));
+            assert_eq!(released.recv_timeout(std::time::Duration::from_secs(60)), Ok(0));
+        }
     }
 
     #[test]
