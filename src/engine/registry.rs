@@ -224,6 +224,9 @@ mod tests {
     use crate::engine::{BatchSize, Engine, ModelSpec, Output};
     use crate::tensor::BatchTensor;
     use std::ops::Range;
+    use std::sync::mpsc;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     struct Panics(ModelSpec);
 
@@ -264,6 +267,43 @@ mod tests {
         assert!(!Arc::ptr_eq(&second, &load(&registry, key(5), true)), "another model");
         let threads = EngineKey { threads: 2, ..latency };
         assert!(!Arc::ptr_eq(&second, &load(&registry, threads, true)), "threads were asked for");
+    }
+
+    #[test]
+    fn who_leaves_the_plan_open_waits_for_another_plan_s_load() {
+        let throughput = || EngineKey { plan: Plan { callers: 4, threads: 1 }, ..key(6) };
+        for fails in [false, true] {
+            let registry = Registry::default();
+            let (begun_in, begun) = mpsc::channel();
+            let (go_on, may_go_on) = mpsc::channel();
+            std::thread::scope(|scope| {
+                let first = scope.spawn(|| {
+                    let (begun_in, may_go_on) = (begun_in, may_go_on);
+                    registry.get(throughput(), false, || {
+                        begun_in.send(()).unwrap();
+                        may_go_on.recv_timeout(PATIENCE).unwrap();
+                        match fails {
+                            true => Err(EngineError::new(EngineErrorKind::Run, "no", "")),
+                            false => Batcher::new(Arc::new(Panics(spec(BatchSize::Any)))),
+                        }
+                    })
+                });
+                begun.recv_timeout(PATIENCE).unwrap();
+                let second = scope.spawn(|| {
+                    let mut loaded = false;
+                    let engine = registry.get(key(6), true, || {
+                        loaded = true;
+                        Batcher::new(Arc::new(Panics(spec(BatchSize::Any))))
+                    });
+                    (engine.unwrap(), loaded)
+                });
+                go_on.send(()).unwrap();
+                let first = first.join().unwrap();
+                let (second, loaded) = second.join().unwrap();
+                assert_eq!((first.is_err(), loaded), (fails, fails));
+                assert!(first.is_ok_and(|first| Arc::ptr_eq(&first, &second)) != fails);
+            });
+        }
     }
 
     #[test]

@@ -525,6 +525,30 @@ fn a_panic_loses_the_engine_for_every_stream() {
 }
 
 #[test]
+fn a_panic_beside_another_run_loses_the_engine_and_not_that_run() {
+    let rig = rig_with(BatchSize::Any, 3, usize::MAX);
+    let stream = rig.batcher.attach(1);
+    // The first to run gets the first permission.
+    let panics = submit(stream.acquire(1, Patience::Endless).unwrap(), PANIC, Duration::ZERO);
+    rig.run();
+    rig.until(|state| state.queue.running() == 1);
+    let runs = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
+    rig.run();
+    let being_filled = stream.acquire(1, Patience::Endless).unwrap();
+    rig.permit(1);
+    assert!(matches!(panics.wait(), Outcome::EngineLost(_)));
+    assert!(matches!(refused(stream.acquire(1, Patience::Endless)), Refused::EngineLost(_)));
+    assert!(matches!(submit(being_filled, 0.5, Duration::ZERO).wait(), Outcome::EngineLost(_)));
+    assert!(matches!(runs.outcome(), Outcome::Pending));
+    rig.permit(1);
+    assert_eq!(confidence(&runs), 0.5);
+    let engine = rig.engine.clone();
+    rig.until(|state| state.workers == 0);
+    drop((stream, rig));
+    assert!(engine.upgrade().is_none());
+}
+
+#[test]
 fn the_end_leaves_nobody_waiting() {
     let Rig { batcher, permissions, runs, .. } = rig(BatchSize::Any);
     let stream = batcher.attach(2);
