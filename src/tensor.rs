@@ -53,11 +53,16 @@ pub struct AllocError {
 /// Zeroed bytes on a cache line's boundary, freed on drop.
 struct Memory {
     start: NonNull<u8>,
+    /// What was allocated, in which `start` lies.
+    block: NonNull<u8>,
     layout: AllocLayout,
 }
 
 /// The widest vector load there is (AVX-512), and a cache line.
 const ALIGNMENT: usize = 64;
+/// The allocator's own, up to which it takes zeroed pages from the system as they are. It would write to each page of a block
+/// with a greater one, which takes a second for a large batch.
+const BLOCK_ALIGNMENT: usize = 16;
 
 // SAFETY: `Memory` is plain bytes that it owns; who may touch which of them at a time is decided by
 // `BatchTensor` (exclusive through `&mut`) and `TensorSlot` (disjoint ranges).
@@ -68,18 +73,22 @@ unsafe impl Sync for Memory {}
 impl Memory {
     fn new(frames: usize, extent: FrameExtent) -> Result<Self, AllocError> {
         let bytes = frames.checked_mul(extent.bytes()).ok_or(AllocError { bytes: usize::MAX })?;
-        let layout =
-            AllocLayout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| AllocError { bytes })?;
-        // SAFETY: the layout's size is at least 1.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes })?;
-        Ok(Self { start, layout })
+        let layout = bytes
+            .checked_add(ALIGNMENT)
+            .and_then(|size| AllocLayout::from_size_align(size, BLOCK_ALIGNMENT).ok())
+            .ok_or(AllocError { bytes })?;
+        // SAFETY: the layout's size is not 0.
+        let block = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes })?;
+        // SAFETY: less than ALIGNMENT, by which the block is larger than what is used.
+        let start = unsafe { block.add(block.align_offset(ALIGNMENT)) };
+        Ok(Self { start, block, layout })
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this very layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { dealloc(self.block.as_ptr(), self.layout) }
     }
 }
 
@@ -188,6 +197,10 @@ mod tests {
     #[test]
     fn a_tensor_that_cannot_be_is_an_error() {
         let extent = FrameExtent { element: Element::F32, len: usize::MAX / 16 };
+        assert_eq!(
+            Memory::new(3, FrameExtent { len: 5, ..extent }).unwrap().start.align_offset(ALIGNMENT),
+            0
+        );
         for capacity in [1, 2, 1 << 20] {
             assert!(BatchTensor::new(capacity, extent).is_err());
         }

@@ -128,3 +128,8 @@ fn a_priority_that_is_not_used_costs_nobody() {
         order.into_iter().filter(|served| served.1 > 0).map(|(run, of)| (run, of - 1)).collect();
     assert_shares(&shares(&rest, 2, joined(&rest, 2), INFERENCES), &[1, 1]);
 }
+
+#[test]
+fn four_of_eleven_for_one_of_eight() {
+    shared("one-of-eight", &[4, 1, 1, 1, 1, 1, 1, 1], "1");
+}

@@ -146,10 +146,10 @@ impl Line<'_> {
         let size = self.size.map_or("-".into(), |(width, height)| format!("{width}x{height}"));
         let state = words(known.state);
         let Known { came, entered, reconnects, .. } = *known;
-        let Counts { inferred, detections } = *counts;
-        let dropped = came - entered.min(came);
+        let Counts { inferred, detections, waiting } = *counts;
+        let dropped = came.saturating_sub(entered + waiting);
         format!(
-            "{name:width$}  {state:26} {size:>9} {speed:>5.1} fps {came:>7} frames {dropped:>7} dropped \
+            "{name:width$}  {state:32} {size:>9} {speed:>5.1} fps {came:>7} frames {dropped:>7} dropped \
              {inferred:>7} inferred {detections:>7} detections {reconnects:>3} reconnects"
         )
     }

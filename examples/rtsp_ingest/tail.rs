@@ -41,6 +41,8 @@ pub enum Output {
 pub struct Counts {
     pub inferred: u64,
     pub detections: u64,
+    /// Frames before the detector, now.
+    pub waiting: u64,
 }
 
 pub struct Tail {
@@ -127,6 +129,8 @@ impl Tail {
 
     pub fn counts(&self) -> Counts {
         let mut counts = *self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = self.entry.parent_element();
+        counts.waiting = queue.map_or(0, |queue| queue.property::<u32>("current-level-buffers").into());
         if self.detector.has_property("stats")
             && let Ok(stats) = self.detector.property_value("stats").get::<gst::Structure>()
         {

@@ -86,7 +86,7 @@ impl Trouble {
             );
             return Self { kind: Kind::NotFound, reason };
         }
-        Self::lost(explain(&error.error(), error.debug()))
+        Self::lost(format!("{address}: {}", explain(&error.error(), error.debug())))
     }
 }
 

@@ -37,9 +37,12 @@ impl Default for Live {
     }
 }
 
+/// For preprocessing, decoding, and threads that wake late; with a fast model these take longer than its runs.
+const AIR: Duration = Duration::from_millis(10);
+
 /// What a frame needs at most: [`wait`] until there is a slot, the run of the batch before its own, and its own.
 pub fn needed(run: Duration, batch_delay: Duration) -> Duration {
-    wait(run) + batch_delay + 2 * run
+    wait(run) + batch_delay + 2 * run + AIR
 }
 
 /// How long a frame may wait for a slot: one is free when a run ends, which takes now more, now less time.

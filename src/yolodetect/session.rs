@@ -237,8 +237,9 @@ impl Tuning {
         // The stream's share of the engine's slots, every frame in one with the uninferred ones behind it.
         let BatcherStats { slots, streams, .. } = session.stream.batcher().stats();
         let share = slots.div_ceil(streams.max(1));
-        // And one that is about to get a slot; of many streams others stand in line at any time.
-        let next = usize::from(streams < 2 * slots);
+        // And one that is about to get a slot. Of many streams others stand in line at any time, but who has more than one
+        // turn in a round must be there for the next.
+        let next = usize::from(streams < 2 * slots || self.priority > 1);
         let busy = share.saturating_mul(self.interval as usize).min(MAX_AUTO_IN_FLIGHT.max(share)) + next;
         match live.is() {
             // A live source must not be held up while a frame takes as long as it was told.
