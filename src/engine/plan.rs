@@ -26,7 +26,8 @@ pub struct Plan {
 
 /// Each caller has memory of its own for what is between a model's layers (40 MB with YOLO12n), and nobody asked for it.
 const MAX_AUTO_CALLERS: usize = 4;
-/// So a further one must be worth it: on two cores, two callers of one thread each are 5 to 10 % faster than one of two.
+/// So on two cores, where two callers of one thread each are 5 to 25 % faster than one of two (`benches/streams.rs`), that is
+/// for the user to decide.
 const CORES_FOR_EACH: usize = 2;
 
 impl Plan {
