@@ -1,8 +1,8 @@
 //! Between the streams and the engine: who gets a slot, when a batch runs, and where its results go.
 //!
-//! Pure, with the time passed in: [`line`] (who is next), [`policy`] (when a batch runs), [`ceiling`] (how large it may
+//! Pure, with the time passed in: [`mod@line`] (who is next), [`policy`] (when a batch runs), [`ceiling`] (how large it may
 //! be), and [`queue`], which puts these together. Around them [`batcher`] keeps the frames and the results' [`ticket`]s,
-//! and [`worker`] runs. Knows neither pads nor buffers, only slots and tickets: it never pushes and takes no element's
+//! and `worker` runs. Knows neither pads nor buffers, only slots and tickets: it never pushes and takes no element's
 //! lock.
 
 pub mod batcher;
