@@ -124,7 +124,7 @@ impl Batcher {
         let free = (0..queue.batches())
             .map(|_| BatchTensor::new(queue.capacity(), spec.input))
             .collect::<Result<_, _>>()
-            .map_err(|error| out_of_memory(&spec, &error))?;
+            .map_err(|error| EngineError::no_room(&spec.file, error))?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue,
@@ -216,14 +216,6 @@ impl Batcher {
     pub fn first_to_tell(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
     }
-}
-
-fn out_of_memory(spec: &ModelSpec, error: &crate::tensor::AllocError) -> EngineError {
-    EngineError::new(
-        EngineErrorKind::OutOfMemory,
-        format!("there is no memory for the frames of the model {}: {error}", spec.file.display()),
-        "",
-    )
 }
 
 /// The workers of every engine of the process, those included whose last stream is just leaving.

@@ -94,6 +94,7 @@ impl Queue {
         self.line.waiting()
     }
 
+    #[cfg(test)]
     pub fn running(&self) -> usize {
         self.running
     }

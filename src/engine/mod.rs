@@ -8,12 +8,12 @@ pub mod runtime;
 
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::decode::{Layout, OutputRef};
 use crate::detection::Labels;
-use crate::tensor::{BatchTensor, FrameExtent};
+use crate::tensor::{AllocError, BatchTensor, FrameExtent};
 
 /// How many frames one run takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +140,12 @@ pub enum EngineErrorKind {
 impl EngineError {
     pub fn new(kind: EngineErrorKind, message: impl Into<String>, detail: impl fmt::Display) -> Self {
         Self { kind, message: message.into(), detail: detail.to_string() }
+    }
+
+    /// The frames of this model's batches find no room.
+    pub fn no_room(model: &Path, error: AllocError) -> Self {
+        let message = format!("there is no memory for the frames of the model {}", model.display());
+        Self::new(EngineErrorKind::OutOfMemory, message, error)
     }
 }
 

@@ -99,7 +99,8 @@ impl OnnxEngine {
             output_dims,
             host,
         };
-        let mut warm = tensor(file, warm_frames, engine.spec.input)?;
+        let mut warm = BatchTensor::new(warm_frames, engine.spec.input)
+            .map_err(|error| EngineError::no_room(file, error))?;
         let start = Instant::now();
         engine.run(&mut warm, 0..warm_frames, &mut |_| ())?;
         engine.spec.warm_run = start.elapsed();
@@ -226,7 +227,8 @@ fn probe(
     frames: usize,
     file: &Path,
 ) -> Result<Vec<OutputShape>, EngineError> {
-    let mut batch = tensor(file, frames, plan.frame())?;
+    let mut batch =
+        BatchTensor::new(frames, plan.frame()).map_err(|error| EngineError::no_room(file, error))?;
     let shape = [frames as i64, 3, i64::from(plan.height), i64::from(plan.width)];
     let names: Vec<CString> =
         session.outputs().iter().map(|output| c_name(file, output.name())).collect::<Result<_, _>>()?;
@@ -294,16 +296,6 @@ fn ran_out_of_memory(message: &str) -> bool {
     ]
     .iter()
     .any(|words| message.contains(words))
-}
-
-fn tensor(file: &Path, frames: usize, extent: FrameExtent) -> Result<BatchTensor, EngineError> {
-    BatchTensor::new(frames, extent).map_err(|error| {
-        EngineError::new(
-            EngineErrorKind::OutOfMemory,
-            format!("there is no memory for the frames of the model {}", file.display()),
-            error,
-        )
-    })
 }
 
 /// One call of `OrtApi::Run`. A null in `outputs` is allocated by ONNX Runtime and then the caller's.

@@ -226,12 +226,11 @@ impl YoloDetect {
                 return forwarded;
             }
             EventView::Caps(caps) if !self.set_caps(caps.caps()) => return false,
-            EventView::StreamStart(_) => {
-                // Perhaps another source.
-                self.live.forget();
-                self.resume_flow(|flow, ended| ended && flow != gst::FlowError::Flushing);
-            }
-            EventView::Segment(_) => {
+            EventView::StreamStart(_) | EventView::Segment(_) => {
+                if event.type_() == gst::EventType::StreamStart {
+                    // Perhaps another source.
+                    self.live.forget();
+                }
                 // What broke ended with the stream before.
                 self.resume_flow(|flow, ended| ended && flow != gst::FlowError::Flushing);
             }
