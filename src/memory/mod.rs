@@ -1,4 +1,25 @@
-//! What the process holds, and giving back what it does not use.
+//! What the process holds of memory, what it may hold, and what to do when it runs short.
+//!
+//! ```text
+//!  sample   procfs, cgroup, PSI, heap, NVML ──┐ one thread per process while anybody watches (`monitor`)
+//!  budget   reservations by owner             │
+//!                                             ▼
+//!  pressure readings → level, pure       each watcher's own thresholds, hysteresis, cooldown
+//!                                             │
+//!                ┌────────────────────────────┴─────────────┐
+//!  reactors      owners of memory give some back      watchers take a notice, on their own threads
+//! ```
+//!
+//! This module knows none of those who react: it publishes levels.
+
+pub mod budget;
+pub mod heap;
+pub mod monitor;
+pub mod pool;
+pub mod pressure;
+pub mod sample;
+
+pub use heap::return_free_heap;
 
 use std::fs;
 
@@ -13,15 +34,6 @@ fn page_size() -> u64 {
     // SAFETY: sysconf has no preconditions.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(size).unwrap_or(4096)
-}
-
-/// Returns the C heap's free pages to the system. Where the C library has no such call, nothing happens.
-pub fn return_free_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim may be called at any time from any thread.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 /// Has `handler` called at the process's exit, before the handlers that were registered earlier.

@@ -13,6 +13,7 @@ mod imp;
 mod inflight;
 mod intake;
 mod live;
+mod memory_settings;
 mod negotiation;
 mod outlet;
 mod report;

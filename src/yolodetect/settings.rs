@@ -6,6 +6,7 @@ use gst::glib;
 use gst::prelude::*;
 use once_cell::sync::Lazy;
 
+use super::memory_settings::{self, MemorySettings};
 use crate::decode::Head;
 use crate::engine::plan::Hint;
 
@@ -34,6 +35,7 @@ pub struct Settings {
     pub analytics_meta: MetaChoice,
     pub roi_meta: MetaChoice,
     pub stats_interval: gst::ClockTime,
+    pub memory: MemorySettings,
 }
 
 impl Default for Settings {
@@ -61,6 +63,7 @@ impl Default for Settings {
             analytics_meta: MetaChoice::Auto,
             roi_meta: MetaChoice::Auto,
             stats_interval: gst::ClockTime::ZERO,
+            memory: MemorySettings::default(),
         }
     }
 }
@@ -158,7 +161,7 @@ fn text(name: &str, nick: &str, blurb: &str) -> glib::ParamSpec {
 pub fn param_specs() -> &'static [glib::ParamSpec] {
     static SPECS: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         let default = Settings::default();
-        vec![
+        let mut specs = vec![
             text(
                 "model-file",
                 "Model file",
@@ -308,7 +311,9 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
                 .default_value(default.stats_interval.nseconds())
                 .mutable_playing()
                 .build(),
-        ]
+        ];
+        specs.extend(memory_settings::param_specs());
+        specs
     });
     &SPECS
 }
@@ -347,6 +352,7 @@ impl Settings {
             "analytics-meta" => self.analytics_meta = read(value),
             "roi-meta" => self.roi_meta = read(value),
             "stats-interval" => self.stats_interval = gst::ClockTime::from_nseconds(read(value)),
+            other if self.memory.set(other, value) => (),
             other => unreachable!("property {other} is not writable"),
         }
     }
@@ -378,7 +384,7 @@ impl Settings {
             "analytics-meta" => self.analytics_meta.to_value(),
             "roi-meta" => self.roi_meta.to_value(),
             "stats-interval" => self.stats_interval.nseconds().to_value(),
-            _ => return None,
+            name => return self.memory.get(name),
         })
     }
 
