@@ -4,6 +4,8 @@
 #   venv/                         Python with onnx, NumPy, Pillow, ONNX Runtime (tests/data/requirements.txt)
 #   assets/pictures/NAME.png      bus zidane chelsea coffee astronaut motorcycle_left, RGB; decoded once, so that
 #                                 every test sees the same pixels whatever JPEG decoder it has
+#   assets/clips/bigbuckbunny-1080p.mp4
+#                                 that clip in 1920x1080
 #   assets/models/variants/*.onnx YOLO12n in other layouts (table in tests/data/make_variants.py)
 #   assets/models/tiny/*.onnx     models of a few KB for edge cases (table in tests/data/make_tiny.py)
 #
@@ -97,6 +99,18 @@ LINES
     generate "$ASSETS/pictures" "$originals"/* -- "$DATA/make_pictures.py" {} "$originals"/*
 }
 
+# A larger picture than any fetched clip has; what is in it does not matter where memory is measured.
+make_clip() {
+    local clip=$ASSETS/clips/bigbuckbunny-1080p.mp4
+    [ ! -s "$clip" ] || return 0
+    say "making ${clip#"$ROOT"/}"
+    gst-launch-1.0 -q -e filesrc "location=$ASSETS/clips/bigbuckbunny.mp4" ! decodebin ! videoscale \
+        ! video/x-raw,width=1920,height=1080 ! x264enc speed-preset=superfast key-int-max=30 ! h264parse ! mp4mux \
+        ! filesink "location=$SCRATCH/clip.mp4" </dev/null ||
+        die "could not make $clip (message above)"
+    mv "$SCRATCH/clip.mp4" "$clip"
+}
+
 main() {
     local argument setup_arguments=()
     CHECK=0
@@ -113,6 +127,7 @@ main() {
     apt_install "${TEST_PACKAGES[@]}" || true
     make_venv
     make_pictures
+    make_clip
     local check=()
     [ "$CHECK" = 0 ] || check=(--check)
     generate "$ASSETS/models/tiny" "$DATA/make_tiny.py" "$DATA/requirements.txt" -- \
@@ -120,7 +135,7 @@ main() {
     [ "$CHECK" = 0 ] || check+=("$ASSETS"/pictures/{bus,zidane,chelsea,motorcycle_left}.png)
     generate "$ASSETS/models/variants" "$DATA/make_variants.py" "$DATA/requirements.txt" "$MODEL" -- \
         "$DATA/make_variants.py" "$MODEL" {} "${check[@]}"
-    say "ready to test: target/assets has pictures, models/tiny and models/variants"
+    say "ready to test: target/assets has pictures, one more clip, models/tiny and models/variants"
 }
 
 main "$@"
