@@ -69,30 +69,33 @@ impl fmt::Display for Source {
 /// Used bytes from which on a level holds: warning, critical, emergency. `u64::MAX` where there is none.
 pub type Steps = [u64; 3];
 
-/// Thresholds of one watcher.
+/// Thresholds of one watcher. Where they are in the wrong order, the highest level that is reached counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
     /// Of the resident set.
     pub process: Steps,
-    /// The user has set them: only then may they cost inferences.
-    pub process_degrades: bool,
+    /// Those that the user has set: only they may cost inferences.
+    pub process_degrades: [bool; 3],
     /// `memory-budget`, against which the resident set is held; `None` without one.
     pub budget: Option<u64>,
     /// Of this process on each GPU. There is no emergency of a GPU.
     pub gpu: [u64; 2],
-    pub gpu_degrades: bool,
+    /// As `process_degrades`.
+    pub gpu_degrades: [bool; 2],
+    /// `gpu-memory-budget`, of this process on each GPU; `None` for four fifths of the card, which never cost inferences.
+    pub gpu_budget: Option<u64>,
     /// How often a level that stays is told again, and how long memory must be well below a level before that is left.
     pub cooldown: Duration,
     /// Whether anything is to be done beside telling.
     pub react: bool,
 }
 
-/// Shares of a container's limit, or of the budget.
-pub const SHARES: [f64; 3] = [0.75, 0.88, 0.95];
-/// Shares of the system's memory that are in use: 20, 10 and 5 % are still available.
-pub const SYSTEM_SHARES: [f64; 3] = [0.80, 0.90, 0.95];
-/// A level is left where usage is below this share of its threshold.
-pub const HYSTERESIS: f64 = 0.95;
+/// Per cent of a container's limit, or of a budget, from which on a level holds.
+pub const SHARES: [u64; 3] = [75, 88, 95];
+/// Per cent of the system's memory that are in use: 20, 10 and 5 are still available.
+pub const SYSTEM_SHARES: [u64; 3] = [80, 90, 95];
+/// A level is left where usage is below so many per cent of its threshold.
+pub const HYSTERESIS: u64 = 95;
 
 /// One source's usage beside its thresholds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -102,71 +105,93 @@ pub struct Reading {
     /// 0 where there is none.
     pub limit: u64,
     pub steps: Steps,
-    /// Whether this source may cost inferences.
-    pub degrades: bool,
+    /// Which of the steps may cost inferences.
+    pub degrades: [bool; 3],
 }
 
 impl Reading {
-    /// The level, where thresholds are `scale` times as high.
-    fn level(&self, scale: f64) -> Level {
-        let reached = self.steps.iter().filter(|&&step| self.used as f64 >= step as f64 * scale).count();
-        Level::from_number(reached as u8)
+    /// The highest level of which `share` per cent are reached.
+    fn level(&self, share: u64) -> Level {
+        self.highest(|step| self.used >= percent(self.steps[step], share))
     }
 
-    /// Used bytes from which on `level` holds; 0 for nominal.
+    /// The same of the steps that may cost inferences.
+    fn degrade(&self, share: u64) -> Level {
+        self.highest(|step| self.degrades[step] && self.used >= percent(self.steps[step], share))
+    }
+
+    fn highest(&self, reached: impl Fn(usize) -> bool) -> Level {
+        Level::from_number((0..3).rev().find(|&step| reached(step)).map_or(0, |step| step as u8 + 1))
+    }
+
+    /// Used bytes from which on `level` holds, or the nearest level below it that this source has; 0 for nominal.
     fn threshold(&self, level: Level) -> u64 {
-        match level {
-            Level::Nominal => 0,
-            level => self.steps[level as usize - 1],
-        }
+        let steps = &self.steps[..level as usize];
+        let known = steps.iter().rev().find(|&&step| step != u64::MAX);
+        known.or(steps.last()).copied().unwrap_or(0)
+    }
+
+    /// Usage in parts of the threshold of `level`.
+    fn fullness(&self, level: Level) -> f64 {
+        self.used as f64 / self.threshold(level).max(1) as f64
     }
 }
 
-fn shares(limit: u64, shares: [f64; 3]) -> Steps {
-    shares.map(|share| (limit as f64 * share) as u64)
+fn percent(whole: u64, share: u64) -> u64 {
+    (u128::from(whole) * u128::from(share) / 100) as u64
+}
+
+fn percents(whole: u64, shares: [u64; 3]) -> Steps {
+    shares.map(|share| percent(whole, share))
 }
 
 /// What a sample says to one watcher.
 pub fn readings(sample: &Sample, thresholds: &Thresholds) -> impl Iterator<Item = Reading> {
+    let Thresholds { process, process_degrades, budget, gpu, gpu_degrades, gpu_budget, .. } = *thresholds;
     let process = Reading {
         source: Source::Process,
         used: sample.resident,
         limit: 0,
-        steps: thresholds.process,
-        degrades: thresholds.process_degrades,
+        steps: process,
+        degrades: process_degrades,
     };
     let cgroup = sample.cgroup.map(|cgroup| Reading {
         source: Source::Cgroup,
         used: cgroup.used,
         limit: cgroup.limit,
-        steps: shares(cgroup.limit, SHARES),
-        degrades: true,
+        steps: percents(cgroup.limit, SHARES),
+        degrades: [true; 3],
     });
-    let budget = thresholds.budget.map(|budget| Reading {
+    let budget = budget.map(|budget| Reading {
         source: Source::Budget,
         used: sample.resident,
         limit: budget,
-        steps: shares(budget, SHARES),
-        degrades: true,
+        steps: percents(budget, SHARES),
+        degrades: [true; 3],
     });
     let system = sample.system.filter(|system| system.total > 0).map(|system| Reading {
         source: Source::System,
         used: system.total.saturating_sub(system.available),
         limit: system.total,
-        steps: shares(system.total, SYSTEM_SHARES),
-        degrades: true,
+        steps: percents(system.total, SYSTEM_SHARES),
+        degrades: [true; 3],
     });
-    let [gpu_warning, gpu_critical] = thresholds.gpu;
-    let gpus = sample.gpus.iter().filter_map(move |gpu| {
-        Some(Reading {
-            source: Source::Gpu(gpu.index),
-            used: gpu.own?,
-            limit: gpu.total,
-            steps: [gpu_warning, gpu_critical, u64::MAX],
-            degrades: thresholds.gpu_degrades,
-        })
+    // Two readings of each GPU: its thresholds and its budget may differ in what they may cost.
+    let gpus = sample.gpus.iter().filter_map(move |on| {
+        let (source, used) = (Source::Gpu(on.index), on.own?);
+        let set = Reading {
+            source,
+            used,
+            limit: on.total,
+            steps: [gpu[0], gpu[1], u64::MAX],
+            degrades: [gpu_degrades[0], gpu_degrades[1], false],
+        };
+        let limit = gpu_budget.unwrap_or(percent(on.total, 80));
+        let [warning, critical, _] = percents(limit, SHARES);
+        let degrades = [gpu_budget.is_some(); 3];
+        Some([set, Reading { source, used, limit, steps: [warning, critical, u64::MAX], degrades }])
     });
-    std::iter::once(process).chain(cgroup).chain(budget).chain(system).chain(gpus)
+    std::iter::once(process).chain(cgroup).chain(budget).chain(system).chain(gpus.flatten())
 }
 
 /// A level that is to be told.
@@ -186,8 +211,10 @@ pub struct Change {
 #[derive(Clone, Debug, Default)]
 pub struct Levels {
     level: Track,
-    /// Of those sources that may cost inferences.
+    /// Of those steps that may cost inferences.
     degrade: Track,
+    /// Who was the last to hold the level up.
+    source: Source,
     told: Option<Instant>,
 }
 
@@ -206,8 +233,9 @@ impl Track {
         } else if held >= self.level {
             self.calm = None;
         } else if now.saturating_duration_since(*self.calm.get_or_insert(now)) >= cooldown {
-            // The next step takes its own time.
-            *self = Self { level: self.level.below(), calm: Some(now) };
+            // The next step takes its own time, which begins when that level is no longer held either.
+            let level = self.level.below();
+            *self = Self { level, calm: (held < level).then_some(now) };
         }
     }
 }
@@ -219,46 +247,60 @@ impl Levels {
 
     /// The level as far as it may cost inferences; never above [`Self::level`].
     pub fn degrade(&self) -> Level {
-        self.degrade.level
+        self.degrade.level.min(self.level())
     }
 
-    /// Takes a sample in. What is to be told of it, if anything: a level that rose or fell, or one that has stayed for a
-    /// cooldown.
+    /// Takes a sample in. What is to be told of it, if anything: a level that rose or fell or may now cost more or fewer
+    /// inferences, or one that has stayed for a cooldown.
     pub fn observe(&mut self, sample: &Sample, thresholds: &Thresholds, now: Instant) -> Option<Change> {
-        let previous = self.level();
-        let mut worst: Option<(Level, f64, Reading)> = None;
-        let (mut reached, mut held) = ([Level::Nominal; 2], [Level::Nominal; 2]);
-        for reading in readings(sample, thresholds) {
-            let levels = (reading.level(1.0), reading.level(HYSTERESIS));
-            for (track, counts) in [true, reading.degrades && thresholds.react].into_iter().enumerate() {
-                if counts {
-                    reached[track] = reached[track].max(levels.0);
-                    held[track] = held[track].max(levels.1);
-                }
-            }
-            let closeness = reading.used as f64 / (reading.steps[0] as f64).max(1.0);
-            if worst.is_none_or(|(level, close, _)| (levels.1, closeness) > (level, close)) {
-                worst = Some((levels.1, closeness, reading));
-            }
+        let all = || readings(sample, thresholds);
+        let Thresholds { cooldown, react, .. } = *thresholds;
+        let (previous, degraded) = (self.level(), self.degrade());
+        let highest = |share| all().map(|reading| reading.level(share)).max().unwrap_or_default();
+        self.level.observe(highest(100), highest(HYSTERESIS), cooldown, now);
+        if react {
+            let highest = |share| all().map(|reading| reading.degrade(share)).max().unwrap_or_default();
+            self.degrade.observe(highest(100), highest(HYSTERESIS), cooldown, now);
+        } else {
+            // The user wants nothing done: at once, not a step at a time.
+            self.degrade = Track::default();
         }
-        self.level.observe(reached[0], held[0], thresholds.cooldown, now);
-        self.degrade.observe(reached[1], held[1], thresholds.cooldown, now);
-        let (_, _, reading) = worst?;
-        let level = self.level();
-        let again = level != Level::Nominal
-            && self.told.is_some_and(|told| now.saturating_duration_since(told) >= thresholds.cooldown);
-        if level == previous && !again {
+
+        let (level, degrade) = (self.level(), self.degrade());
+        let fullest = |of: &dyn Fn(&Reading) -> bool| {
+            let fullness = |reading: &Reading| reading.fullness(level.max(previous));
+            all().filter(of).max_by(|one, other| fullness(one).total_cmp(&fullness(other)))
+        };
+        // Whoever holds the level up; on the way down, where nobody does, who did so last.
+        let holder = fullest(&|reading| {
+            if level > previous {
+                reading.level(100) >= level
+            } else if degrade > degraded && degrade == level {
+                reading.degrade(100) >= level
+            } else {
+                level != Level::Nominal && reading.level(HYSTERESIS) >= level
+            }
+        });
+        let same = || fullest(&|reading| reading.source == self.source);
+        let reading = holder.or_else(same).or_else(|| fullest(&|_| true))?;
+        self.source = reading.source;
+
+        let stays = level == previous && level != Level::Nominal;
+        let again = stays && self.told.is_none_or(|told| now.saturating_duration_since(told) >= cooldown);
+        if level == previous && degrade == degraded && !again {
             return None;
         }
         self.told = Some(now);
-        let threshold = reading.threshold(level.max(previous));
         Some(Change {
             level,
             previous,
             source: reading.source,
             used: reading.used,
             limit: reading.limit,
-            threshold,
+            threshold: reading.threshold(level.max(previous)),
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -254,13 +254,60 @@ impl MemorySettings {
     /// As the monitor wants them.
     pub fn thresholds(&self) -> Thresholds {
         Thresholds {
-            process: self.process_steps(),
-            process_degrades: self.process.iter().any(Option::is_some),
+            process: in_order(self.process, PROCESS_DEFAULTS),
+            process_degrades: self.process.map(|set| set.is_some()),
             budget: (self.memory_budget != 0).then_some(self.memory_budget),
-            gpu: self.gpu_steps(),
-            gpu_degrades: self.gpu.iter().any(Option::is_some) || self.gpu_memory_budget != 0,
+            gpu: in_order(self.gpu, GPU_DEFAULTS),
+            gpu_degrades: self.gpu.map(|set| set.is_some()),
+            gpu_budget: (self.gpu_memory_budget != 0).then_some(self.gpu_memory_budget),
             cooldown: self.pressure_cooldown.into(),
             react: self.pressure_reactions,
         }
+    }
+}
+
+/// Defaults give way to what the user has set: none lies above a higher step that is set, or below a lower one.
+fn in_order<const N: usize>(set: [Option<u64>; N], defaults: [u64; N]) -> [u64; N] {
+    std::array::from_fn(|step| {
+        set[step].unwrap_or_else(|| {
+            let below = set[..step].iter().flatten().fold(defaults[step], |least, &known| least.max(known));
+            set[step + 1..].iter().flatten().fold(below, |most, &known| most.min(known))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_give_way_to_thresholds_that_are_set() {
+        let mut settings = MemorySettings::default();
+        let process = |settings: &MemorySettings| {
+            let thresholds = settings.thresholds();
+            (thresholds.process, thresholds.process_degrades)
+        };
+        assert_eq!(process(&settings), (PROCESS_DEFAULTS, [false; 3]));
+        assert!(settings.set("memory-critical", &5_000_000_000u64.to_value()));
+        assert_eq!(process(&settings), ([2_000_000_000, 5_000_000_000, 5_000_000_000], [false, true, false]));
+        assert!(settings.set("memory-critical", &1_000_000_000u64.to_value()));
+        assert_eq!(process(&settings), ([1_000_000_000, 1_000_000_000, 4_000_000_000], [false, true, false]));
+        assert!(settings.set("memory-warning", &u64::MAX.to_value()));
+        // The user's own contradiction stays as it is.
+        assert_eq!(process(&settings).0, [u64::MAX, 1_000_000_000, u64::MAX]);
+        assert_eq!(settings.get("memory-emergency").unwrap().get::<u64>().unwrap(), PROCESS_DEFAULTS[2]);
+    }
+
+    #[test]
+    fn a_gpu_budget_is_not_the_same_as_a_gpu_threshold() {
+        let mut settings = MemorySettings::default();
+        let gpu = |settings: &MemorySettings| {
+            let thresholds = settings.thresholds();
+            (thresholds.gpu, thresholds.gpu_degrades, thresholds.gpu_budget)
+        };
+        assert_eq!(gpu(&settings), (GPU_DEFAULTS, [false; 2], None));
+        assert!(settings.set("gpu-memory-budget", &8_000_000_000u64.to_value()));
+        assert!(settings.set("gpu-memory-critical", &500_000_000u64.to_value()));
+        assert_eq!(gpu(&settings), ([500_000_000; 2], [false, true], Some(8_000_000_000)));
     }
 }
