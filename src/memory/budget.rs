@@ -5,6 +5,12 @@
 //! `max(resident set, all reservations) + wanted` stays within the limit. With no limit everything is granted and still
 //! counted.
 //!
+//! The greater of the two and not their sum, because most of what is reserved is resident: the sum would count it twice
+//! and refuse what fits. The resident set alone would not see what is promised and not yet written to, and with that alone
+//! reservations could exceed the limit. What neither sees is how much of others' memory hides behind a promise that is
+//! not kept yet: whoever reserves much writes to it soon, and [`Reservation::set`]s it to what it has become. Memory that
+//! grows past its reservation, or is nobody's, is what levels of pressure are for.
+//!
 //! Lock: `Budget::state` is a leaf; nothing else is taken while it is held.
 
 use std::fmt;
@@ -181,8 +187,13 @@ impl Budget {
     /// What all of one kind have reserved.
     pub fn reserved_for(&self, consumer: Consumer) -> u64 {
         let state = self.state.lock();
-        state.entries.iter().filter(|entry| entry.consumer == consumer).map(|entry| entry.bytes).sum()
+        sum(state.entries.iter().filter(|entry| entry.consumer == consumer).map(|entry| entry.bytes))
     }
+}
+
+/// Without a limit anything is granted, also more than there can be.
+fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
 }
 
 impl State {
@@ -196,7 +207,7 @@ impl State {
     }
 
     fn reserved(&self) -> u64 {
-        self.entries.iter().map(|entry| entry.bytes).sum()
+        sum(self.entries.iter().map(|entry| entry.bytes))
     }
 
     fn usage(&self) -> Vec<Usage> {
@@ -296,20 +307,28 @@ const NAMED: usize = 4;
 impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { property, consumer, owner, wanted, limit, others, users } = self;
+        let (consumer, limit_is) = (consumer.name(), Megabytes(*limit));
+        let wanted = Megabytes(*wanted);
         write!(
             f,
-            "{} for the {} of {owner} do not fit into {property}={limit} ({}): taken are ",
-            Megabytes(*wanted),
-            consumer.name(),
-            Megabytes(*limit)
+            "{wanted} for the {consumer} of {owner} do not fit into {property}={limit} ({limit_is}), of which "
         )?;
-        for usage in users.iter().take(NAMED) {
-            write!(f, "{} {} of {}, ", Megabytes(usage.bytes), usage.consumer.name(), usage.owner)?;
+        let (named, more) = users.split_at(users.len().min(NAMED));
+        // Said once, with the first.
+        let mut are_taken = " are taken";
+        for Usage { consumer, owner, bytes } in named {
+            write!(f, "{}{are_taken} by the {} of {owner}, ", Megabytes(*bytes), consumer.name())?;
+            are_taken = "";
         }
-        if users.len() > NAMED {
-            let rest: u64 = users[NAMED..].iter().map(|usage| usage.bytes).sum();
-            write!(f, "{} by {} more, ", Megabytes(rest), users.len() - NAMED)?;
+        if !more.is_empty() {
+            let bytes = sum(more.iter().map(|usage| usage.bytes));
+            write!(f, "{} by {} more, ", Megabytes(bytes), more.len())?;
         }
-        write!(f, "{} by the rest of the process", Megabytes(*others))
+        let (and, others) = (if users.is_empty() { "" } else { "and " }, Megabytes(*others));
+        write!(f, "{and}{others}{are_taken} by the rest of the process: ")?;
+        write!(f, "raise {property}, or use a smaller model or fewer streams")
     }
 }
+
+#[cfg(test)]
+mod tests;
