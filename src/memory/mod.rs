@@ -15,25 +15,18 @@
 pub mod budget;
 pub mod heap;
 pub mod monitor;
+pub mod nvml;
+mod overview;
 pub mod pool;
 pub mod pressure;
 pub mod sample;
 
 pub use heap::return_free_heap;
-
-use std::fs;
+pub use overview::{Overview, overview};
 
 /// The process's resident set, bytes; 0 where procfs does not say.
 pub fn resident_bytes() -> u64 {
-    let Ok(statm) = fs::read_to_string("/proc/self/statm") else { return 0 };
-    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * page_size()
-}
-
-fn page_size() -> u64 {
-    // SAFETY: sysconf has no preconditions.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(size).unwrap_or(4096)
+    sample::Process::now().resident
 }
 
 /// Has `handler` called at the process's exit, before the handlers that were registered earlier.
@@ -46,9 +39,23 @@ pub fn at_exit(handler: extern "C" fn()) {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
-    fn a_running_process_has_a_resident_set() {
-        assert!(super::resident_bytes() > 100_000);
-        super::return_free_heap();
+    fn a_running_process_has_a_resident_set_and_a_heap() {
+        assert!(resident_bytes() > 100_000);
+        return_free_heap();
+        if cfg!(target_env = "gnu") {
+            let before = heap::heap().unwrap();
+            let held = vec![1u8; 10_000_000];
+            let with = heap::heap().unwrap();
+            assert!(with.used >= before.used + held.len() as u64 / 2, "{before:?} {with:?}");
+        }
+    }
+
+    #[test]
+    fn fragmentation_is_free_over_used() {
+        assert_eq!(heap::Heap { used: 200, free: 50 }.fragmentation(), 0.25);
+        assert_eq!(heap::Heap::default().fragmentation(), 0.0);
     }
 }

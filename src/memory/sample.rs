@@ -1,8 +1,22 @@
 //! One look at the memory of the process and of what surrounds it.
 
-use super::heap::Heap;
+use std::path::PathBuf;
+use std::time::Instant;
 
-/// Bytes throughout.
+use sysinfo::{MemoryRefreshKind, System as Machine};
+
+use super::heap::{self, Heap};
+use super::nvml::Gpus;
+
+mod cgroup;
+mod procfs;
+
+pub use procfs::Process;
+
+use cgroup::Cgroups;
+use procfs::Text;
+
+/// Bytes throughout. What the system does not tell is missing, or 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     /// The process's resident set, and of it what is no file's page.
@@ -14,7 +28,7 @@ pub struct Sample {
     pub gpus: Vec<Gpu>,
 }
 
-/// The container, where it has a limit.
+/// The container, where it has a limit below the machine's memory. Of nested ones the fullest, since that runs short first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cgroup {
     /// Usage without the file cache that the kernel would drop first.
@@ -42,17 +56,62 @@ pub struct Gpu {
     pub own: Option<u64>,
 }
 
-/// Takes samples; keeps files open and buffers between them.
+/// Takes samples.
 pub trait Sampler: Send {
     fn sample(&mut self, into: &mut Sample);
 }
 
-/// The real one.
-#[derive(Default)]
-pub struct SystemSampler {}
+/// The real one. Text is read into a buffer that is kept between samples.
+pub struct SystemSampler {
+    /// `/proc`.
+    proc: PathBuf,
+    text: Text,
+    cgroups: Cgroups,
+    /// `None` on a system that is not known.
+    machine: Option<Machine>,
+    gpus: Gpus,
+}
+
+impl Default for SystemSampler {
+    fn default() -> Self {
+        Self::new("/proc")
+    }
+}
+
+impl SystemSampler {
+    /// Reads of `proc` what Linux has in `/proc`; the machine's memory and the GPUs are always this machine's.
+    pub fn new(proc: impl Into<PathBuf>) -> Self {
+        Self {
+            proc: proc.into(),
+            text: Text::default(),
+            cgroups: Cgroups::default(),
+            machine: Machine::new().ok(),
+            gpus: Gpus::default(),
+        }
+    }
+
+    fn system(&mut self) -> Option<System> {
+        let machine = self.machine.as_mut()?;
+        machine.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        let (total, available) = (machine.total_memory(), machine.available_memory());
+        let stall = procfs::stall(&mut self.text, &self.proc.join("pressure/memory"));
+        (total > 0).then_some(System { total, available, stall })
+    }
+}
 
 impl Sampler for SystemSampler {
     fn sample(&mut self, into: &mut Sample) {
-        into.resident = super::resident_bytes();
+        let Process { resident, anonymous } =
+            Process::read(&mut self.text, &self.proc.join("self/statm")).unwrap_or_default();
+        into.resident = resident;
+        into.anonymous = anonymous;
+        into.system = self.system();
+        let total = into.system.map(|system| system.total);
+        into.cgroup = self.cgroups.sample(&mut self.text, &self.proc, total);
+        into.heap = heap::heap();
+        self.gpus.sample(Instant::now(), &mut into.gpus);
     }
 }
+
+#[cfg(test)]
+mod tests;

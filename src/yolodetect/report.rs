@@ -11,6 +11,7 @@ use super::negotiation;
 use super::session::Session;
 use crate::batch::ticket::Reduced;
 use crate::engine::{EngineError, EngineErrorKind};
+use crate::memory;
 
 impl YoloDetect {
     pub(super) fn src_query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
@@ -59,7 +60,7 @@ impl YoloDetect {
 
     pub(super) fn stats_structure(&self, name: &str) -> gst::Structure {
         let builder = gst::Structure::builder(name).field("queue-depth", self.inflight.frames() as u32);
-        let builder = self.stats.lock().describe(builder);
+        let builder = self.stats.lock().describe(builder).field("memory", memory_structure());
         let Some(session) = self.session() else { return builder.build() };
         let (spec, engine) = (session.stream.spec(), session.stream.batcher().stats());
         let engine = gst::Structure::builder("engine")
@@ -116,4 +117,29 @@ impl YoloDetect {
             }
         }
     }
+}
+
+/// What the process holds of memory. Fields that nobody can tell are missing.
+fn memory_structure() -> gst::Structure {
+    let memory = memory::overview();
+    let mut budget = gst::Structure::new_empty("budget");
+    for (consumer, bytes) in memory.usage {
+        budget.set(consumer.name(), bytes);
+    }
+    let builder = gst::Structure::builder("memory")
+        .field("rss", memory.process.resident)
+        .field("anonymous", memory.process.anonymous)
+        .field("level", memory.level.name())
+        .field_if_some("limit", memory.limit());
+    let sample = memory.sample.unwrap_or_default();
+    let own = sample.gpus.iter().filter_map(|gpu| gpu.own).reduce(u64::saturating_add);
+    let used = sample.gpus.iter().map(|gpu| gpu.used).reduce(u64::saturating_add);
+    builder
+        .field("budget", budget)
+        .field_if_some("heap-used", sample.heap.map(|heap| heap.used))
+        .field_if_some("heap-free", sample.heap.map(|heap| heap.free))
+        .field_if_some("system-available", sample.system.map(|system| system.available))
+        .field_if_some("gpu-used", used)
+        .field_if_some("gpu-own", own)
+        .build()
 }
