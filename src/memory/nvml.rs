@@ -3,6 +3,7 @@
 //! The library is opened with the first sample. Where there is none, that is all that ever happens. One that fails, or
 //! loses its GPUs, is closed and tried anew from time to time.
 
+use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,17 @@ impl Gpus {
 }
 
 /// Closed when dropped.
-struct Library(Nvml);
+struct Library(ManuallyDrop<Nvml>);
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        // Its drop calls this function without looking, and panics.
+        if self.0.lib().nvmlShutdown.is_ok() {
+            // SAFETY: it is not used after this.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        }
+    }
+}
 
 impl Library {
     fn open() -> Option<Self> {
@@ -63,13 +74,7 @@ impl Library {
         }
         let nvml = Nvml::init();
         PRESENT.get_or_init(|| !matches!(nvml, Err(NvmlError::LibloadingError(_))));
-        let nvml = nvml.ok()?;
-        if nvml.lib().nvmlShutdown.is_err() {
-            // Its drop would call this one without looking.
-            std::mem::forget(nvml);
-            return None;
-        }
-        Some(Self(nvml))
+        Some(Self(ManuallyDrop::new(nvml.ok()?)))
     }
 }
 
