@@ -47,11 +47,24 @@ fn beside_library(test: &str, options: Option<&[&str]>) -> bool {
         (CONTROL, control.to_str().unwrap()),
         (LOG, log.to_str().unwrap()),
     ];
+    let mut variables = variables.to_vec();
+    if options.is_none() {
+        // The loader tells what it looks for.
+        variables.push(("LD_DEBUG", "libs"));
+    }
     let output = another_process(test, None, &variables);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
     assert!(out.contains("1 passed"), "{out}");
-    assert_eq!(err, "", "nothing is said where nobody can do anything about it");
+    if options.is_none() {
+        let attempts = err.matches("find library=libnvidia-ml.so.1").count();
+        assert_eq!(attempts, 1, "one look is enough");
+        // Its lines begin with the process's number.
+        let said = |line: &&str| !line.trim_start().starts_with(|first: char| first.is_ascii_digit());
+        assert_eq!(err.lines().filter(said).find(|line| !line.trim().is_empty()), None);
+    } else {
+        assert_eq!(err, "", "nothing is said where nobody can do anything about it");
+    }
     false
 }
 

@@ -297,6 +297,41 @@ fn the_thread_lives_from_the_first_watcher_to_the_last() {
 }
 
 #[test]
+fn a_change_while_memory_is_looked_at_is_not_overlooked() {
+    /// Tells that it samples, and goes on when it may.
+    struct Gated;
+    type Gate = (mpsc::SyncSender<()>, Mutex<mpsc::Receiver<()>>);
+    static ENTERED: OnceLock<Gate> = OnceLock::new();
+    static LEAVE: OnceLock<Gate> = OnceLock::new();
+    fn gate(gate: &'static OnceLock<Gate>) -> &'static Gate {
+        gate.get_or_init(|| {
+            let (sender, receiver) = mpsc::sync_channel(9);
+            (sender, Mutex::new(receiver))
+        })
+    }
+    let pass = |name| gate(name).1.lock().recv_timeout(PATIENCE).expect("nobody looks at memory");
+    impl Sampler for Gated {
+        fn sample(&mut self, into: &mut Sample) {
+            gate(&ENTERED).0.send(()).unwrap();
+            let _ = gate(&LEAVE).1.lock().recv_timeout(PATIENCE);
+            into.resident = 250;
+        }
+    }
+    let monitor: &'static Monitor = Box::leak(Box::new(Monitor::new(|| Box::new(Gated))));
+    let watch = monitor.watch(thresholds(), NEVER, Box::new(|| ()));
+    pass(&ENTERED);
+    watch.set(Thresholds { process: [1, 2, 3], ..thresholds() }, NEVER);
+    gate(&LEAVE).0.send(()).unwrap();
+    pass(&ENTERED);
+    // The same with who leaves: no sample is waited for.
+    drop(watch);
+    gate(&LEAVE).0.send(()).unwrap();
+    pass(&ENTERED);
+    gate(&LEAVE).0.send(()).unwrap();
+    eventually("the thread ends", || !monitor.state.lock().runs);
+}
+
+#[test]
 fn a_watcher_may_ask_and_leave_while_it_is_called() {
     let Rig { monitor, .. } = Rig::new();
     let own: Arc<OnceLock<Mutex<Option<Watch>>>> = Arc::default();

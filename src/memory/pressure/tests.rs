@@ -263,6 +263,21 @@ fn the_source_that_decides_is_named() {
 }
 
 #[test]
+fn who_holds_a_level_within_the_hysteresis_is_named() {
+    let thresholds = Thresholds { process: [100, 200, 300], ..bare() };
+    let (mut levels, start) = (Levels::default(), Instant::now());
+    let mut at = |second, used, cgroup| {
+        let sample =
+            Sample { cgroup: Some(Cgroup { used: cgroup, limit: 1000, stall: None }), ..resident(used) };
+        let change = levels.observe(&sample, &thresholds, start + Duration::from_secs(second))?;
+        Some((change.level, change.source))
+    };
+    assert_eq!(at(0, 250, 860), Some((Critical, Source::Process)));
+    assert_eq!(at(1, 10, 860), None);
+    assert_eq!(at(30, 10, 860), Some((Critical, Source::Cgroup)));
+}
+
+#[test]
 fn that_a_level_begins_to_cost_inferences_is_told() {
     let thresholds = Thresholds { process: [100, 200, 300], ..bare() };
     let (mut levels, start) = (Levels::default(), Instant::now());
