@@ -14,12 +14,15 @@
 
 pub mod budget;
 pub mod heap;
+mod layout;
 pub mod monitor;
 pub mod nvml;
 mod overview;
 pub mod pool;
 pub mod pressure;
+pub mod reuse;
 pub mod sample;
+pub mod stock;
 
 pub use heap::return_free_heap;
 pub use overview::{Overview, overview};
