@@ -5,7 +5,7 @@
 //! exception: `intake` belongs to the streaming thread and is only touched under the sink pad's stream lock.
 //!
 //! Lock order: `intake` → `session` → `settings` → `tuning`; `switch` → `session`; the small ones
-//! (`stats`, `last_report`, `last_reduced`, those of the FIFO and of `live`) are leaves.
+//! (`stats`, `ledger`, `last_report`, `last_reduced`, those of the FIFO and of `live`) are leaves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -25,6 +25,7 @@ use super::session::{Session, Tuning};
 use super::settings::{self, Settings};
 use super::stats::Stats;
 use crate::batch::ticket::Reduced;
+use crate::memory::pool::Ledger;
 
 pub(super) static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     gst::DebugCategory::new("yolodetect", gst::DebugColorFlags::empty(), Some("YOLO detection element"))
@@ -49,6 +50,8 @@ pub struct YoloDetect {
     /// stopped. Never while waiting for the task.
     pub(super) switch: Mutex<()>,
     pub(super) stats: Mutex<Stats>,
+    /// Of the pools that upstream was offered since the start.
+    pub(super) ledger: Mutex<Arc<Ledger>>,
     pub(super) live: Live,
     pub(super) failures: AtomicU32,
     /// The split batch that was told last.
@@ -115,6 +118,7 @@ impl ObjectSubclass for YoloDetect {
             inflight: Default::default(),
             switch: Default::default(),
             stats: Default::default(),
+            ledger: Default::default(),
             live: Default::default(),
             failures: Default::default(),
             last_reduced: Default::default(),
@@ -239,7 +243,9 @@ impl YoloDetect {
         );
         self.live.reset(live::needed(spec.warm_run, settings.batch_delay.into()));
         *self.stats.lock() = Stats::default();
-        *self.intake.lock() = Intake::default();
+        let ledger = Arc::<Ledger>::default();
+        *self.ledger.lock() = ledger.clone();
+        *self.intake.lock() = Intake::new(&self.obj().name(), ledger);
         *self.tuning.lock() = None;
         *self.last_report.lock() = None;
         self.failures.store(0, Ordering::Relaxed);

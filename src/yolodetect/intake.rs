@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 
+use super::buffers::{Arrival, Footprint, Shortage};
 use super::imp::{CAT, YoloDetect};
 use super::inflight::{Frame, Place};
 use super::live::{self, Pace};
@@ -17,6 +18,8 @@ use super::settings::{Overload, Settings};
 use super::thinning::Thinning;
 use crate::batch::batcher::Job;
 use crate::batch::{Patience, Refused, Ticket};
+use crate::memory::budget;
+use crate::memory::pool::Ledger;
 use crate::meta::Status;
 use crate::preprocess::convert::Converter;
 
@@ -29,9 +32,26 @@ pub struct Intake {
     /// Every ticket ever needed; those that nobody else holds are free.
     tickets: Vec<Arc<Ticket>>,
     pace: Pace,
+    arrival: Arrival,
+    /// `None` while stopped.
+    footprint: Option<Footprint>,
 }
 
 impl Intake {
+    /// For a new start of the element `name`.
+    pub fn new(name: &str, ledger: Arc<Ledger>) -> Self {
+        let footprint = Some(Footprint::new(&budget::HOST, name));
+        Self { arrival: Arrival::new(ledger), footprint, ..Default::default() }
+    }
+
+    /// How many of the frames that are `wanted` in flight there is room for; see [`Footprint::depth`].
+    fn depth(&mut self, wanted: usize) -> (usize, Option<Shortage>) {
+        match (&mut self.footprint, &self.format) {
+            (Some(footprint), Some((info, _))) => footprint.depth(wanted, info.size() as u64),
+            _ => (wanted, None),
+        }
+    }
+
     fn ticket(&mut self) -> Arc<Ticket> {
         // Clones are only made here, so a count of one cannot grow meanwhile.
         match self.tickets.iter().find(|ticket| Arc::strong_count(ticket) == 1) {
@@ -58,7 +78,7 @@ impl YoloDetect {
         let tuning = self.tuning(&session)?;
         let arrival = Instant::now();
         self.upstream_is_live();
-        let place = self.inflight.reserve(tuning.in_flight(&session, &self.live))?;
+        let place = self.inflight.reserve(self.depth(&session, &tuning))?;
         let mut intake = self.intake.lock();
         if intake.format.is_none() {
             gst::element_imp_error!(
@@ -69,10 +89,21 @@ impl YoloDetect {
             );
             return Err(gst::FlowError::NotNegotiated);
         }
-        self.stats.lock().frame_in();
+        intake.arrival.look_at(&buffer);
+        self.stats.lock().frame_in(&intake.arrival);
         let number = intake.frames;
         intake.frames += 1;
         self.admit(&session, &tuning, &mut intake, place, arrival, buffer, number)
+    }
+
+    /// Most frames in flight, within the budget.
+    fn depth(&self, session: &Session, tuning: &Tuning) -> usize {
+        let wanted = tuning.in_flight(session, &self.live);
+        let (depth, shortage) = self.intake.lock().depth(wanted);
+        if let Some(shortage) = shortage {
+            gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{shortage}"));
+        }
+        depth
     }
 
     /// Sends a frame on its way: into a slot of the next batch, or past it.
@@ -308,13 +339,24 @@ impl YoloDetect {
         if let Some(session) = &session {
             session.stream.hurry();
         }
-        let answered = self.inflight.cross(|| self.srcpad.peer_query(query));
+        let mut crossed = false;
+        let answered = self.inflight.cross(|| {
+            crossed = true;
+            self.srcpad.peer_query(query)
+        });
+        // A sink that has nothing to say does not answer: we have.
         if let (gst::QueryViewMut::Allocation(query), Some(session), true) =
-            (query.view_mut(), session, answered)
+            (query.view_mut(), session, crossed)
             && let Ok(tuning) = self.tuning(&session)
         {
             self.upstream_is_live();
-            negotiation::add_held_buffers(query, tuning.buffers(&session, &self.live) as u32);
+            // And one being pushed.
+            let most = self.depth(&session, &tuning) + 1;
+            let held = tuning.buffers(&session, &self.live).min(most) as u32;
+            let rules = self.settings.lock().memory.pool_rules();
+            let ledger = self.ledger.lock().clone();
+            negotiation::answer_allocation(query, held, rules, &ledger);
+            return true;
         }
         answered
     }

@@ -3,6 +3,7 @@
 use gst::glib;
 use gst::prelude::*;
 
+use crate::memory::pool::Rules;
 use crate::memory::pressure::{Steps, Thresholds};
 
 #[derive(Clone, Debug)]
@@ -249,6 +250,10 @@ impl MemorySettings {
 
     fn gpu_steps(&self) -> [u64; 2] {
         std::array::from_fn(|step| self.gpu[step].unwrap_or(GPU_DEFAULTS[step]))
+    }
+
+    pub fn pool_rules(&self) -> Rules {
+        Rules { size: (self.pool_size != 0).then_some(self.pool_size), clear: self.pool_clear }
     }
 
     /// As the monitor wants them.

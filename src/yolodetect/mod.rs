@@ -9,6 +9,7 @@
 //!     yolodetect model-file=yolo12n.onnx ! yolooverlay ! videoconvert ! autovideosink
 //! ```
 
+mod buffers;
 mod imp;
 mod inflight;
 mod intake;

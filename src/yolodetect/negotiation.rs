@@ -1,9 +1,12 @@
 //! What `yolodetect` agrees on with its neighbours: formats, frames' layout in memory, buffers, latency.
 
+use std::sync::Arc;
+
 use gst_video::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoInfo};
 use once_cell::sync::Lazy;
 
+use crate::memory::pool::{FramePool, Ledger, Rules};
 use crate::preprocess::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
 
 /// GStreamer's format and ours, in the order of preference: no format is converted, so the cheapest come first.
@@ -134,21 +137,35 @@ pub fn check_size(buffer: &gst::BufferRef, info: &VideoInfo) -> Result<(), Strin
     Ok(())
 }
 
-/// Adds to downstream's answer the buffers that are held here, so that no pool runs dry because of us. Where
-/// downstream offers no pool, the count alone goes up, for a pool of upstream's own.
-pub fn add_held_buffers(query: &mut gst::query::Allocation, held: u32) {
-    let pools: Vec<_> = query.allocation_pools().collect();
-    if pools.is_empty() {
-        let info = query.get_owned().0.and_then(|caps| VideoInfo::from_caps(&caps).ok());
-        let size = info.and_then(|info| u32::try_from(info.size()).ok());
-        if let Some(size) = size {
-            query.add_allocation_pool(None::<&gst::BufferPool>, size, held, 0);
+/// Adds to downstream's answer the buffers that are `held` here, so that no pool runs dry because of us. A pool of
+/// downstream's wins; where there is none, upstream gets one of ours. Whether rows may be padded is downstream's to say:
+/// it gets the same buffers.
+pub fn answer_allocation(query: &mut gst::query::Allocation, held: u32, rules: Rules, ledger: &Arc<Ledger>) {
+    let mut pools: Vec<_> = query.allocation_pools().collect();
+    for (_, _, min, max) in &mut pools {
+        *min = min.saturating_add(held);
+        // 0 is no limit.
+        *max = if *max == 0 { 0 } else { max.saturating_add(held) };
+    }
+    let needs_pool = query.need_pool() && pools.iter().all(|(pool, ..)| pool.is_none());
+    let info = query.caps().and_then(|caps| VideoInfo::from_caps(caps).ok());
+    let size = info.and_then(|info| u32::try_from(info.size()).ok()).filter(|&size| size > 0);
+    match (size, pools.first_mut()) {
+        (Some(own), Some((pool, size, min, max))) if needs_pool => {
+            *pool = Some(FramePool::new(rules, ledger.clone()).upcast());
+            *size = own.max(*size);
+            *min = (*min - held).saturating_add(FramePool::minimum(rules, held));
+            // A decoder may need more than anyone here knows of, and stands still where it gets none.
+            *max = 0;
         }
+        (Some(size), None) => {
+            let pool = needs_pool.then(|| FramePool::new(rules, ledger.clone()));
+            let min = if pool.is_some() { FramePool::minimum(rules, held) } else { held };
+            query.add_allocation_pool(pool.as_ref(), size, min, 0);
+        }
+        _ => (),
     }
     for (index, (pool, size, min, max)) in pools.into_iter().enumerate() {
-        let min = min.saturating_add(held);
-        // 0 is no limit.
-        let max = if max == 0 { 0 } else { max.saturating_add(held) };
         query.set_nth_allocation_pool(index as u32, pool.as_ref(), size, min, max);
     }
 }
@@ -163,21 +180,49 @@ pub fn add_latency(query: &mut gst::query::Latency, own: gst::ClockTime) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn held_buffers_are_added_to_every_pool_or_to_none() {
+    fn caps() -> gst::Caps {
         gst::init().unwrap();
-        let caps = VideoInfo::builder(VideoFormat::I420, 64, 48).build().unwrap().to_caps().unwrap();
-        let limits = |query: &gst::query::Allocation| -> Vec<(u32, u32, u32)> {
-            query.allocation_pools().map(|(_, size, min, max)| (size, min, max)).collect()
-        };
-        let mut query = gst::query::Allocation::new(Some(&caps), true);
-        add_held_buffers(&mut query, 4);
-        assert_eq!(limits(&query), [(64 * 48 * 3 / 2, 4, 0)]);
+        VideoInfo::builder(VideoFormat::I420, 64, 48).build().unwrap().to_caps().unwrap()
+    }
 
-        let mut query = gst::query::Allocation::new(Some(&caps), true);
-        query.add_allocation_pool(None::<&gst::BufferPool>, 100, 2, 0);
-        query.add_allocation_pool(None::<&gst::BufferPool>, 100, 2, 5);
-        add_held_buffers(&mut query, 4);
-        assert_eq!(limits(&query), [(100, 6, 0), (100, 6, 9)]);
+    const SIZE: u32 = 64 * 48 * 3 / 2;
+
+    /// Each pool of the answer: whether it is ours, and its figures.
+    fn answer(query: &mut gst::query::Allocation, size: Option<u32>) -> Vec<(bool, u32, u32, u32)> {
+        answer_allocation(query, 4, Rules { size, clear: false }, &Arc::default());
+        let ours = |pool: Option<gst::BufferPool>| pool.is_some_and(|pool| pool.is::<FramePool>());
+        query.allocation_pools().map(|(pool, size, min, max)| (ours(pool), size, min, max)).collect()
+    }
+
+    #[test]
+    fn our_pool_is_offered_where_there_is_none() {
+        let new = || gst::query::Allocation::new(Some(&caps()), true);
+        assert_eq!(answer(&mut new(), None), [(true, SIZE, 4, 0)]);
+        assert_eq!(answer(&mut new(), Some(9)), [(true, SIZE, 9, 0)]);
+
+        // Such as a tee's answer.
+        let mut query = new();
+        query.add_allocation_pool(gst::BufferPool::NONE, SIZE + 100, 2, 7);
+        query.add_allocation_pool(gst::BufferPool::NONE, 100, 2, 5);
+        assert_eq!(answer(&mut query, None), [(true, SIZE + 100, 6, 0), (false, 100, 6, 9)]);
+    }
+
+    #[test]
+    fn held_buffers_are_added_to_pools_of_others() {
+        let mut query = gst::query::Allocation::new(Some(&caps()), true);
+        let theirs = gst::BufferPool::new();
+        query.add_allocation_pool(gst::BufferPool::NONE, 100, 2, 0);
+        query.add_allocation_pool(Some(&theirs), 100, 2, 5);
+        assert_eq!(answer(&mut query, Some(9)), [(false, 100, 6, 0), (false, 100, 6, 9)]);
+        assert_eq!(query.allocation_pools().nth(1).unwrap().0, Some(theirs));
+    }
+
+    #[test]
+    fn who_wants_no_pool_hears_of_the_count_alone() {
+        let mut query = gst::query::Allocation::new(Some(&caps()), false);
+        assert_eq!(answer(&mut query, Some(9)), [(false, SIZE, 4, 0)]);
+        assert_eq!(answer(&mut gst::query::Allocation::new(None, true), None), []);
+        let encoded = gst::Caps::new_empty_simple("video/x-h264");
+        assert_eq!(answer(&mut gst::query::Allocation::new(Some(&encoded), true), None), []);
     }
 }

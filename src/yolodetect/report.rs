@@ -12,6 +12,22 @@ use super::session::Session;
 use crate::batch::ticket::Reduced;
 use crate::engine::{EngineError, EngineErrorKind};
 use crate::memory;
+use crate::memory::pool::PoolStats;
+
+fn pool_structure(pool: &PoolStats) -> gst::Structure {
+    gst::Structure::builder("pool")
+        .field("requests", pool.requests)
+        .field("hits", pool.hits)
+        .field_if_some("efficiency", pool.efficiency())
+        .field("allocated", pool.allocated)
+        .field("available", pool.available)
+        .field("in-use", pool.in_use)
+        .field("peak", pool.peak)
+        .field("bytes", pool.bytes)
+        .field("misses", pool.misses)
+        .field("own", pool.own)
+        .build()
+}
 
 impl YoloDetect {
     pub(super) fn src_query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
@@ -60,7 +76,12 @@ impl YoloDetect {
 
     pub(super) fn stats_structure(&self, name: &str) -> gst::Structure {
         let builder = gst::Structure::builder(name).field("queue-depth", self.inflight.frames() as u32);
-        let builder = self.stats.lock().describe(builder).field("memory", memory_structure());
+        let ledger = self.ledger.lock().clone();
+        let builder = {
+            let stats = self.stats.lock();
+            stats.describe(builder).field("pool", pool_structure(&stats.pool(&ledger)))
+        };
+        let builder = builder.field("memory", memory_structure());
         let Some(session) = self.session() else { return builder.build() };
         let (spec, engine) = (session.stream.spec(), session.stream.batcher().stats());
         let engine = gst::Structure::builder("engine")

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::buffers::Arrival;
 use crate::batch::ticket::RunReport;
+use crate::memory::pool::{Ledger, PoolStats};
 use crate::meta::Status;
 
 /// Times of the latest frames; percentiles are of these.
@@ -37,6 +39,8 @@ impl Times {
 #[derive(Default)]
 pub struct Stats {
     frames_in: u64,
+    reused: u64,
+    own_pool: bool,
     frames_out: u64,
     inferred: u64,
     interval: u64,
@@ -51,8 +55,15 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub fn frame_in(&mut self) {
+    pub fn frame_in(&mut self, memory: &Arrival) {
         self.frames_in += 1;
+        self.reused += u64::from(memory.reused);
+        self.own_pool = memory.own;
+    }
+
+    /// What is known of the buffers: their way here, and what `ledger` says of our own.
+    pub fn pool(&self, ledger: &Ledger) -> PoolStats {
+        PoolStats { requests: self.frames_in, hits: self.reused, own: self.own_pool, ..ledger.figures() }
     }
 
     pub fn preprocessed(&mut self, time: Duration) {
