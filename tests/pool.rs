@@ -362,37 +362,45 @@ fn what_a_burst_needs_beyond_the_bound_is_freed_on_return() {
 #[test]
 fn what_comes_back_changed_is_discarded() {
     type Change = fn(gst::Buffer) -> Option<Box<dyn std::any::Any>>;
-    let changes: [(&str, bool, Change); 9] = [
-        ("untouched", true, |_| None),
-        ("cut to a part", true, |mut buffer| {
+    #[derive(PartialEq)]
+    enum Fate {
+        Used,
+        Discarded,
+        /// Its place is kept until that is needed.
+        DiscardedLater,
+    }
+    use Fate::*;
+    let changes: [(&str, Fate, Change); 9] = [
+        ("untouched", Used, |_| None),
+        ("cut to a part", Used, |mut buffer| {
             buffer.make_mut().set_size(10);
             None
         }),
-        ("with metas and times", true, |mut buffer| {
+        ("with metas and times", Used, |mut buffer| {
             let buffer = buffer.make_mut();
             buffer.set_pts(gst::ClockTime::SECOND);
             buffer.set_flags(gst::BufferFlags::DISCONT);
             gst_video::VideoRegionOfInterestMeta::add(buffer, "x", (0, 0, 1, 1));
             None
         }),
-        ("a memory more", false, |mut buffer| {
+        ("a memory more", Discarded, |mut buffer| {
             buffer.make_mut().append_memory(gst::Memory::with_size(1));
             None
         }),
-        ("no memory", false, |mut buffer| {
+        ("no memory", Discarded, |mut buffer| {
             buffer.make_mut().remove_all_memory();
             None
         }),
-        ("another memory", false, |mut buffer| {
+        ("another memory", Discarded, |mut buffer| {
             buffer.make_mut().replace_all_memory(gst::Memory::with_size(i420_size() as usize));
             None
         }),
-        ("its memory held by another", false, |buffer| Some(Box::new(buffer.memory(0).unwrap()))),
-        ("a part of its memory held by another", false, |buffer| {
+        ("its memory held by another", DiscardedLater, |buffer| Some(Box::new(buffer.memory(0).unwrap()))),
+        ("a part of its memory held by another", DiscardedLater, |buffer| {
             let part = buffer.peek_memory(0).share(0..10);
             Some(Box::new(part))
         }),
-        ("its meta changed", false, |mut buffer| {
+        ("its meta changed", Discarded, |mut buffer| {
             let buffer = buffer.make_mut();
             let meta = buffer.meta_mut::<VideoMeta>().unwrap();
             // SAFETY: the buffer is this test's alone.
@@ -400,21 +408,50 @@ fn what_comes_back_changed_is_discarded() {
             None
         }),
     ];
-    for (what, stays, change) in changes {
+    for (what, fate, change) in changes {
         let hand = ByHand::new(1, 0, 0);
         assert_eq!(hand.counts(), (1, 1, 0));
         let held = change(hand.get());
-        assert_eq!(hand.counts(), (1, u64::from(stays), 0), "{what}");
-        assert_eq!(hand.figures().bytes, u64::from(stays) * u64::from(i420_size()), "{what}");
+        let rests = u64::from(fate != Fate::Discarded);
+        assert_eq!(hand.counts(), (1, rests, 0), "{what}");
+        assert_eq!(hand.figures().bytes, rests * u64::from(i420_size()), "{what}");
         // The next one is as good as new.
         let buffer = hand.get();
         assert_eq!(buffer.size(), i420_size() as usize, "{what}");
         assert_eq!((buffer.pts(), buffer.flags()), (None, gst::BufferFlags::empty()), "{what}");
         assert_eq!(buffer.iter_meta::<gst::Meta>().count(), 1, "{what}");
         assert_eq!(buffer.meta::<VideoMeta>().unwrap().stride()[0], 68, "{what}");
-        assert_eq!(hand.counts().0, 2 - u64::from(stays), "{what}");
-        drop(held);
+        let more = u64::from(fate != Fate::Used);
+        assert_eq!(hand.counts(), (1 + more, u64::from(fate == Fate::DiscardedLater), 1), "{what}");
+        // One and a half times one is two: the next takes its place.
+        let another = hand.get();
+        assert_eq!(hand.counts(), (2 + more, 0, 2), "{what}");
+        assert_eq!(hand.figures().bytes, 2 * u64::from(i420_size()), "{what}");
+        drop((buffer, another, held));
+        assert_eq!((hand.counts(), hand.figures().misses), ((2 + more, 2, 0), 0), "{what}");
     }
+}
+
+#[test]
+fn a_buffer_is_used_again_when_a_copy_of_its_head_lets_go_of_the_memory() {
+    let hand = ByHand::with(Rules { size: Some(2), clear: true }, 0, 0);
+    let mut kept = Vec::new();
+    // As of a decoder that keeps each frame while the next comes.
+    for _ in 0..100 {
+        let made = hand.counts().0;
+        let mut buffer = hand.get();
+        if hand.counts().0 == made && kept.len() > 1 {
+            assert!(buffer.map_readable().unwrap().iter().all(|&byte| byte == 0), "wiped");
+        }
+        buffer.make_mut().map_writable().unwrap().fill(0xAB);
+        let copy = buffer.copy();
+        drop(buffer);
+        assert!(copy.map_readable().unwrap().iter().all(|&byte| byte == 0xAB), "not under a reader's eyes");
+        kept.push(copy);
+        kept.drain(..kept.len().saturating_sub(2));
+    }
+    drop(kept);
+    assert_eq!((hand.counts(), hand.figures().misses), ((3, 3, 0), 0));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! 100,000 such runs, bit by bit, with single ones.
 
 use std::ffi::CString;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::time::Instant;
@@ -154,8 +154,9 @@ impl OnnxEngine {
         let same = dims.first() == Some(&(frames.len() as i64)) && dims[1..] == self.output_dims[..];
         if !same || element != Some(self.spec.output.element) {
             return Err(ort::Error::new(format!(
-                "the output's shape changed from {:?} to {dims:?} between runs",
-                self.output_dims
+                "the output's shape changed from {:?} to {:?} between runs",
+                self.output_dims,
+                &dims[..]
             )));
         }
         Ok(value)
@@ -350,19 +351,46 @@ impl Drop for OwnedValue {
     }
 }
 
+/// A tensor's shape, which is asked for after every run: not on the heap.
+#[derive(Default)]
+struct Dims {
+    sizes: [i64; Self::MAX_RANK],
+    rank: usize,
+}
+
+impl Dims {
+    /// More than any model has.
+    const MAX_RANK: usize = 16;
+
+    fn of_rank(&mut self, rank: usize) -> ort::Result<&mut [i64]> {
+        self.rank = rank;
+        self.sizes.get_mut(..rank).ok_or_else(|| {
+            ort::Error::new(format!("an output has {rank} dimensions, more than {}", Self::MAX_RANK))
+        })
+    }
+}
+
+impl Deref for Dims {
+    type Target = [i64];
+
+    fn deref(&self) -> &[i64] {
+        &self.sizes[..self.rank.min(Self::MAX_RANK)]
+    }
+}
+
 impl OwnedValue {
-    fn element_and_dims(&self) -> ort::Result<(Option<Element>, Vec<i64>)> {
+    fn element_and_dims(&self) -> ort::Result<(Option<Element>, Dims)> {
         let mut info = ptr::null_mut();
         let mut element = OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
         let mut count = 0;
-        let mut dims = Vec::new();
-        // SAFETY: the value is alive; `info` is released below on every path; `dims` has `count` places.
+        let mut dims = Dims::default();
+        // SAFETY: the value is alive; `info` is released below on every path; `dims` has room for `count`.
         unsafe {
             ort::Error::result_from_status((ort::api().GetTensorTypeAndShape)(self.0.as_ptr(), &mut info))?;
             let outcome = (|| {
                 ort::Error::result_from_status((ort::api().GetTensorElementType)(info, &mut element))?;
                 ort::Error::result_from_status((ort::api().GetDimensionsCount)(info, &mut count))?;
-                dims.resize(count, 0);
+                let dims = dims.of_rank(count)?;
                 ort::Error::result_from_status((ort::api().GetDimensions)(info, dims.as_mut_ptr(), count))
             })();
             (ort::api().ReleaseTensorTypeAndShapeInfo)(info);

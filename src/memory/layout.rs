@@ -90,17 +90,12 @@ impl Layout {
         meta.set_alignment(&self.alignment)
     }
 
-    /// Whether a buffer that comes back can hold another frame: it has the memory it was made with, whole and for itself
-    /// alone, and its description.
+    /// Whether a buffer that comes back can hold another frame, once nobody else has its memory ([`is_free`]): it
+    /// has the memory it was made with, whole, and its description.
     pub fn is_whole(&self, buffer: &gst::BufferRef) -> bool {
         // GStreamer sets the flag when memories are added, taken out or replaced.
         let touched = buffer.flags().contains(gst::BufferFlags::TAG_MEMORY);
-        !touched
-            && buffer.n_memory() > 0
-            && buffer.size() == self.size as usize
-            && buffer.is_all_memory_writable()
-            && buffer.iter_memories().all(is_held_once)
-            && self.is_described(buffer)
+        !touched && buffer.n_memory() > 0 && buffer.size() == self.size as usize && self.is_described(buffer)
     }
 
     fn is_described(&self, buffer: &gst::BufferRef) -> bool {
@@ -118,8 +113,12 @@ impl Layout {
     }
 }
 
-/// Whether nobody but the buffer holds the memory. GStreamer calls it writable while no other buffer has it, but a bare
-/// reference is enough to read it.
+/// Whether nobody but the buffer has its memory.
+pub fn is_free(buffer: &gst::BufferRef) -> bool {
+    buffer.is_all_memory_writable() && buffer.iter_memories().all(is_held_once)
+}
+
+/// GStreamer calls a memory writable while no other buffer has it, but a bare reference is enough to read it.
 fn is_held_once(memory: &gst::MemoryRef) -> bool {
     // SAFETY: the memory lives, and its count is only ever changed atomically.
     let holders = unsafe { AtomicI32::from_ptr(&raw mut (*memory.as_mut_ptr()).mini_object.refcount) };

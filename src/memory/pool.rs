@@ -2,7 +2,8 @@
 //!
 //! Upstream configures and activates it, as any pool; buffers outlive it, and it outlives the element that made it. Beyond
 //! the number that [`Stock`] keeps, buffers are made all the same and freed on return: a decoder that had to wait for one
-//! could wait for ever. What comes back changed is discarded.
+//! could wait for ever. What comes back changed is discarded; what is still shared rests until it is not,
+//! or until its place is needed.
 //!
 //! Lock: `Shared::state` is a leaf. No buffer is made, wiped or freed with it held.
 
@@ -106,10 +107,8 @@ impl Ledger {
         self.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
     }
 
-    fn freed(&self, count: usize, bytes: u32) -> u64 {
-        let bytes = count as u64 * u64::from(bytes);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        bytes
+    fn freed(&self, count: usize, bytes: u32) {
+        self.bytes.fetch_sub(count as u64 * u64::from(bytes), Ordering::Relaxed);
     }
 
     fn went_out(&self) {
@@ -149,7 +148,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    stock: Stock<gst::Buffer>,
+    stock: Stock<Resting>,
     /// `None` before it is configured.
     layout: Option<Arc<Layout>>,
     /// Buffers made when it is activated.
@@ -157,15 +156,31 @@ struct State {
     size: u32,
 }
 
+/// A buffer that came back.
+struct Resting {
+    buffer: gst::Buffer,
+    /// Its memory was somebody else's too, then. A decoder that keeps its frames has whoever changes a buffer's head make a
+    /// copy of that, and the memory is on its way with the copy while the buffer is back.
+    shared: bool,
+}
+
+impl Resting {
+    fn is_usable(&self) -> bool {
+        !self.shared || layout::is_free(&self.buffer)
+    }
+}
+
 impl Shared {
     fn new(rules: Rules, ledger: Arc<Ledger>) -> Self {
         Self { state: Mutex::default(), room: Condvar::new(), rules, ledger }
     }
 
-    /// Frees buffers at rest. How many bytes that were.
-    fn free(&self, buffers: Vec<gst::Buffer>, size: u32) -> u64 {
+    /// Frees buffers at rest. How many bytes that gives back at once.
+    fn free(&self, buffers: Vec<Resting>, size: u32) -> u64 {
+        let usable = buffers.iter().filter(|resting| resting.is_usable()).count();
         self.ledger.available.fetch_sub(buffers.len() as u64, Ordering::Relaxed);
-        self.ledger.freed(buffers.len(), size)
+        self.ledger.freed(buffers.len(), size);
+        usable as u64 * u64::from(size)
     }
 
     fn clear(&self) {
@@ -319,7 +334,7 @@ mod imp {
                 match self.make(None) {
                     Ok(buffer) => {
                         shared.ledger.available.fetch_add(1, Ordering::Relaxed);
-                        shared.state.lock().stock.add(buffer);
+                        shared.state.lock().stock.add(Resting { buffer, shared: false });
                     }
                     Err(flow) => {
                         gst::warning!(CAT, imp = self, "no buffers can be made in advance: {flow}");
@@ -351,22 +366,32 @@ mod imp {
             let shared = self.shared();
             let waits = !params.is_some_and(|p| p.flags().contains(gst::BufferPoolAcquireFlags::DONTWAIT));
             let mut state = shared.state.lock();
-            let miss = loop {
+            let (replaced, miss) = loop {
                 if self.obj().is_flushing() {
                     return Err(gst::FlowError::Flushing);
                 }
-                match state.stock.take() {
-                    Taken::Idle(buffer) => {
+                match state.stock.take(Resting::is_usable) {
+                    Taken::Idle(Resting { mut buffer, shared: was_shared }) => {
                         shared.ledger.available.fetch_sub(1, Ordering::Relaxed);
+                        drop(state);
+                        if was_shared {
+                            self.wipe(&mut buffer);
+                        }
                         shared.ledger.went_out();
                         return Ok(buffer);
                     }
-                    Taken::Make { miss } => break miss,
+                    Taken::Make { miss } => break (None, miss),
+                    Taken::Replace(resting) => break (Some(resting.buffer), false),
                     Taken::None if waits => shared.room.wait(&mut state),
                     Taken::None => return Err(gst::FlowError::Eos),
                 }
             };
+            let size = state.size;
             drop(state);
+            if let Some(buffer) = replaced {
+                shared.ledger.available.fetch_sub(1, Ordering::Relaxed);
+                self.discard(buffer, size);
+            }
             let made = self.make(params);
             match &made {
                 Ok(_) => {
@@ -393,17 +418,14 @@ mod imp {
 
         fn release_buffer(&self, mut buffer: gst::Buffer) {
             let shared = self.shared();
-            if shared.rules.clear
-                && let Some(buffer) = buffer.get_mut()
-            {
-                layout::wipe(buffer);
-            }
+            self.wipe(&mut buffer);
             shared.ledger.came_back();
             let mut state = shared.state.lock();
             let whole =
                 buffer.is_writable() && state.layout.as_ref().is_some_and(|layout| layout.is_whole(&buffer));
             let spare = if whole {
-                state.stock.give(buffer)
+                let resting = Resting { shared: !layout::is_free(&buffer), buffer };
+                state.stock.give(resting).map(|spare| spare.buffer)
             } else {
                 state.stock.lost();
                 Some(buffer)
@@ -415,12 +437,13 @@ mod imp {
             let size = state.size;
             drop(state);
             shared.room.notify_one();
-            if let Some(buffer) = spare {
-                if !whole {
-                    gst::debug!(CAT, imp = self, "discarded, since it came back changed: {buffer:?}");
+            match spare {
+                Some(buffer) if !whole => self.discard(buffer, size),
+                Some(spare) => {
+                    drop(spare);
+                    shared.ledger.freed(1, size);
                 }
-                drop(buffer);
-                shared.ledger.freed(1, size);
+                None => (),
             }
         }
     }
@@ -429,6 +452,21 @@ mod imp {
         pub(super) fn shared(&self) -> &Arc<Shared> {
             // One that was not made by `new` follows the defaults.
             self.shared.get_or_init(|| Arc::new(Shared::new(Rules::default(), Arc::default())))
+        }
+
+        /// Frees a buffer that is not what it was.
+        fn discard(&self, buffer: gst::Buffer, size: u32) {
+            gst::debug!(CAT, imp = self, "discarded, since it came back changed or shared: {buffer:?}");
+            drop(buffer);
+            self.shared().ledger.freed(1, size);
+        }
+
+        fn wipe(&self, buffer: &mut gst::Buffer) {
+            if self.shared().rules.clear
+                && let Some(buffer) = buffer.get_mut()
+            {
+                layout::wipe(buffer);
+            }
         }
 
         /// A new buffer, as the base class makes them.

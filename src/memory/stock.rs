@@ -47,6 +47,8 @@ pub enum Taken<T> {
     Idle(T),
     /// To be made; it counts as out already.
     Make { miss: bool },
+    /// To be made in the place of this one, which is of no use and is to go.
+    Replace(T),
     /// All there may be are out.
     None,
 }
@@ -86,17 +88,18 @@ impl<T> Stock<T> {
         self.out
     }
 
-    pub fn take(&mut self) -> Taken<T> {
-        let idle = self.idle.pop();
-        if idle.is_none() && self.out >= self.max {
-            return Taken::None;
-        }
+    /// One of those at rest that are `usable`, the latest to come back.
+    pub fn take(&mut self, usable: impl Fn(&T) -> bool) -> Taken<T> {
+        let taken = match self.idle.iter().rposition(usable) {
+            Some(at) => Taken::Idle(self.idle.remove(at)),
+            None if self.all() < self.kept().min(self.max) => Taken::Make { miss: false },
+            None if !self.idle.is_empty() => Taken::Replace(self.idle.remove(0)),
+            None if self.out < self.max => Taken::Make { miss: true },
+            None => return Taken::None,
+        };
         self.out += 1;
         self.need.took(self.out);
-        match idle {
-            Some(idle) => Taken::Idle(idle),
-            None => Taken::Make { miss: self.out > self.kept() },
-        }
+        taken
     }
 
     /// One that was out is no more: it was not made after all, or came back unusable.
@@ -148,7 +151,7 @@ mod tests {
 
     /// Takes `count`; how many of them were misses.
     fn take(stock: &mut Stock<u32>, count: usize) -> usize {
-        (0..count).filter(|_| stock.take() == Taken::Make { miss: true }).count()
+        (0..count).filter(|_| stock.take(|_| true) == Taken::Make { miss: true }).count()
     }
 
     fn give(stock: &mut Stock<u32>, count: u32) -> usize {
@@ -170,16 +173,30 @@ mod tests {
         let mut stock = stock(4, 0);
         take(&mut stock, 2);
         give(&mut stock, 2);
-        assert_eq!(stock.take(), Taken::Idle(1));
+        assert_eq!(stock.take(|_| true), Taken::Idle(1));
+    }
+
+    #[test]
+    fn those_of_no_use_stay_until_their_place_is_needed() {
+        let mut stock = stock(2, 0);
+        take(&mut stock, 3);
+        for thing in [1, 2, 3] {
+            assert_eq!(stock.give(thing), None);
+        }
+        assert_eq!(stock.take(|&thing| thing < 3), Taken::Idle(2));
+        assert_eq!(stock.take(|_| false), Taken::Replace(1));
+        assert_eq!((stock.idle(), stock.out()), (1, 2));
+        assert_eq!(stock.take(|_| false), Taken::Replace(3));
+        assert_eq!(stock.take(|_| false), Taken::Make { miss: true });
     }
 
     #[test]
     fn no_more_than_the_limit() {
         let mut stock = stock(4, 2);
         assert_eq!(take(&mut stock, 2), 0);
-        assert_eq!(stock.take(), Taken::None);
+        assert_eq!(stock.take(|_| true), Taken::None);
         stock.lost();
-        assert_eq!(stock.take(), Taken::Make { miss: false });
+        assert_eq!(stock.take(|_| true), Taken::Make { miss: false });
         assert_eq!(give(&mut stock, 2), 0);
     }
 
@@ -228,8 +245,8 @@ mod tests {
             let mut out = 0usize;
             for step in steps {
                 match step {
-                    0..=1 => match stock.take() {
-                        Taken::Idle(_) | Taken::Make { .. } => out += 1,
+                    0..=1 => match stock.take(|_| step == 0) {
+                        Taken::Idle(_) | Taken::Make { .. } | Taken::Replace(_) => out += 1,
                         Taken::None => prop_assert!(max != 0 && out == max),
                     },
                     2..=3 if out > 0 => {
