@@ -302,7 +302,7 @@ impl ByHand {
     ) -> Result<(), gst::glib::BoolError> {
         let mut config = self.pool.config();
         config.set_params(Some(&i420()), i420_size(), min, max);
-        config.add_option(&gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+        config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
         more(&mut config);
         self.pool.set_config(config)
     }
@@ -563,7 +563,7 @@ fn padding_and_strides_are_as_they_were_asked_for() {
     let hand = ByHand::idle(Rules::default());
     let wanted = VideoAlignment::new(8, 16, 24, 32, &[31, 15, 15, 0]);
     hand.configure(1, 0, |config| {
-        config.add_option(&gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
+        config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
         config.set_video_alignment(&wanted);
     })
     .unwrap();
@@ -582,8 +582,8 @@ fn padding_and_strides_are_as_they_were_asked_for() {
     let reference = gst_video::VideoBufferPool::new();
     let mut config = reference.config();
     config.set_params(Some(&i420()), i420_size(), 1, 0);
-    config.add_option(&gst_video::BUFFER_POOL_OPTION_VIDEO_META);
-    config.add_option(&gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
     config.set_video_alignment(&wanted);
     reference.set_config(config).unwrap();
     reference.set_active(true).unwrap();
@@ -600,7 +600,7 @@ fn padding_and_strides_are_as_they_were_asked_for() {
     let plain = ByHand::idle(Rules::default());
     let mut config = plain.pool.config();
     config.set_params(Some(&i420()), i420_size(), 1, 0);
-    config.add_option(&gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
+    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
     config.set_video_alignment(&wanted);
     plain.pool.set_config(config).unwrap();
     plain.pool.set_active(true).unwrap();
@@ -618,7 +618,7 @@ fn configurations_that_make_no_sense_are_refused() {
         let pool = ByHand::idle(Rules::default()).pool;
         let mut config = pool.config();
         config.set_params(caps, size, min, 0);
-        config.add_option(&gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+        config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
         more(&mut config);
         assert!(pool.set_config(config).is_err(), "{caps:?} {size} {min}");
         assert!(pool.set_active(true).is_err() && pool.acquire_buffer(None).is_err());
@@ -644,7 +644,7 @@ fn configurations_that_make_no_sense_are_refused() {
     });
     for (stride, padding) in [(31, u32::MAX), (u32::MAX, 0), (30, 0), (31, 1 << 20)] {
         refused(Some(&i420()), size, 1, &|config| {
-            config.add_option(&gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
+            config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_ALIGNMENT);
             config.set_video_alignment(&VideoAlignment::new(0, padding, 0, padding, &[stride; 4]));
         });
     }
@@ -762,7 +762,7 @@ fn a_budget_bounds_the_frames_in_flight() {
     let _limit = budget::HOST.limit("detect", gstyolodetect::memory::resident_bytes() + 200_000_000).unwrap();
     pipeline.run().unwrap();
     let reserved = budget::HOST.reserved_for(Consumer::Frames);
-    assert!(reserved % FRAME == 0 && (1..80).contains(&(reserved / FRAME)), "{reserved}");
+    assert!(reserved.is_multiple_of(FRAME) && (1..80).contains(&(reserved / FRAME)), "{reserved}");
     let told = warnings.lock().clone();
     let [warning] = &told[..] else { panic!("{} warnings: {told:?}", told.len()) };
     for part in ["frames of detect do not fit into memory-budget=", "instead of 1000"] {

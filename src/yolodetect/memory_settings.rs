@@ -19,7 +19,7 @@ pub struct MemorySettings {
     pub pressure_interval: gst::ClockTime,
     pub pressure_cooldown: gst::ClockTime,
     pub pressure_reactions: bool,
-    /// 0 for as many as are held.
+    /// 0 for those held here and what a decoder may hold.
     pub pool_size: u32,
     pub pool_clear: bool,
     pub model_keep_alive: gst::ClockTime,
@@ -148,7 +148,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt::builder("pool-size")
             .nick("Pool size")
-            .blurb("Buffers kept in the pool that upstream is offered; half as many more in a burst (0: as many as are held)")
+            .blurb("Buffers kept in the pool that upstream is offered; half as many more in a burst (0: those held here, and 32 for a decoder)")
             .maximum(4096)
             .default_value(default.pool_size)
             .mutable_ready()
