@@ -15,6 +15,7 @@
 pub mod budget;
 pub mod heap;
 mod layout;
+mod ledger;
 pub mod monitor;
 pub mod nvml;
 mod overview;

@@ -7,7 +7,7 @@
 //!
 //! Lock: `Shared::state` is a leaf. No buffer is made, wiped or freed with it held.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use gst::glib;
@@ -17,109 +17,15 @@ use once_cell::sync::Lazy;
 use parking_lot::{Condvar, Mutex};
 
 use super::layout::{self, Layout};
+pub use super::ledger::{Ledger, PoolStats};
 use super::monitor::{self, Action, React};
 use super::pressure::Level;
-use super::reuse::{self, Mark};
+use super::reuse;
 use super::stock::{Stock, Taken};
 
 static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     gst::DebugCategory::new("yolodetect-pool", gst::DebugColorFlags::empty(), Some("Pool of frame buffers"))
 });
-
-/// Figures of one stream's buffers. Requests and hits are counted on the memories that arrive, whoever's pool they come
-/// from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PoolStats {
-    /// Frames that arrived.
-    pub requests: u64,
-    /// Of which so many came in memory that had held a frame before.
-    pub hits: u64,
-    /// Buffers that our pool has made, those included that it has freed since; 0 where another pool is used.
-    pub allocated: u64,
-    /// Of our pool's buffers, at rest and out, and most that were ever out.
-    pub available: u64,
-    pub in_use: u64,
-    pub peak: u64,
-    /// That our pool's buffers hold.
-    pub bytes: u64,
-    /// Our pool's buffers that were made beyond its bound.
-    pub misses: u64,
-    /// The latest frame came in memory of our pool.
-    pub own: bool,
-}
-
-impl PoolStats {
-    /// Hits per request; `None` before the first frame.
-    pub fn efficiency(&self) -> Option<f64> {
-        (self.requests != 0).then(|| self.hits as f64 / self.requests as f64)
-    }
-}
-
-/// What the pools of one stream have made: upstream is offered a new one each time it asks.
-pub struct Ledger {
-    allocated: AtomicU64,
-    available: AtomicU64,
-    in_use: AtomicU64,
-    peak: AtomicU64,
-    bytes: AtomicU64,
-    misses: AtomicU64,
-    /// On the memories of these pools' buffers.
-    mark: Mark,
-}
-
-impl Default for Ledger {
-    fn default() -> Self {
-        static LEDGERS: AtomicUsize = AtomicUsize::new(1);
-        Self {
-            allocated: AtomicU64::default(),
-            available: AtomicU64::default(),
-            in_use: AtomicU64::default(),
-            peak: AtomicU64::default(),
-            bytes: AtomicU64::default(),
-            misses: AtomicU64::default(),
-            mark: Mark::new("yolodetect-pool", LEDGERS.fetch_add(1, Ordering::Relaxed)),
-        }
-    }
-}
-
-impl Ledger {
-    /// The pools' part of the figures.
-    pub fn figures(&self) -> PoolStats {
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        PoolStats {
-            allocated: read(&self.allocated),
-            available: read(&self.available),
-            in_use: read(&self.in_use),
-            peak: read(&self.peak),
-            bytes: read(&self.bytes),
-            misses: read(&self.misses),
-            ..Default::default()
-        }
-    }
-
-    /// Whether the buffer's memory is of one of these pools.
-    pub fn made(&self, buffer: &gst::BufferRef) -> bool {
-        reuse::first_memory(buffer).is_some_and(|memory| self.mark.is_on(memory))
-    }
-
-    fn added(&self, bytes: u32) {
-        self.allocated.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes.into(), Ordering::Relaxed);
-    }
-
-    fn freed(&self, count: usize, bytes: u32) {
-        self.bytes.fetch_sub(count as u64 * u64::from(bytes), Ordering::Relaxed);
-    }
-
-    fn went_out(&self) {
-        let in_use = self.in_use.fetch_add(1, Ordering::Relaxed) + 1;
-        self.peak.fetch_max(in_use, Ordering::Relaxed);
-    }
-
-    fn came_back(&self) {
-        self.in_use.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// What the element's properties say.
 #[derive(Clone, Copy, Debug, Default)]
@@ -178,7 +84,7 @@ impl Shared {
     /// Frees buffers at rest. How many bytes that gives back at once.
     fn free(&self, buffers: Vec<Resting>, size: u32) -> u64 {
         let usable = buffers.iter().filter(|resting| resting.is_usable()).count();
-        self.ledger.available.fetch_sub(buffers.len() as u64, Ordering::Relaxed);
+        self.ledger.rise(buffers.len());
         self.ledger.freed(buffers.len(), size);
         usable as u64 * u64::from(size)
     }
@@ -333,7 +239,7 @@ mod imp {
             for _ in 0..advance {
                 match self.make(None) {
                     Ok(buffer) => {
-                        shared.ledger.available.fetch_add(1, Ordering::Relaxed);
+                        shared.ledger.rest();
                         shared.state.lock().stock.add(Resting { buffer, shared: false });
                     }
                     Err(flow) => {
@@ -372,7 +278,7 @@ mod imp {
                 }
                 match state.stock.take(Resting::is_usable) {
                     Taken::Idle(Resting { mut buffer, shared: was_shared }) => {
-                        shared.ledger.available.fetch_sub(1, Ordering::Relaxed);
+                        shared.ledger.rise(1);
                         drop(state);
                         if was_shared {
                             self.wipe(&mut buffer);
@@ -389,14 +295,16 @@ mod imp {
             let size = state.size;
             drop(state);
             if let Some(buffer) = replaced {
-                shared.ledger.available.fetch_sub(1, Ordering::Relaxed);
+                shared.ledger.rise(1);
                 self.discard(buffer, size);
             }
             let made = self.make(params);
             match &made {
                 Ok(_) => {
                     shared.ledger.went_out();
-                    shared.ledger.misses.fetch_add(miss.into(), Ordering::Relaxed);
+                    if miss {
+                        shared.ledger.missed();
+                    }
                 }
                 Err(_) => {
                     shared.state.lock().stock.lost();
@@ -432,7 +340,7 @@ mod imp {
             };
             if spare.is_none() {
                 // Before anybody can take it.
-                shared.ledger.available.fetch_add(1, Ordering::Relaxed);
+                shared.ledger.rest();
             }
             let size = state.size;
             drop(state);
@@ -474,7 +382,7 @@ mod imp {
             let shared = self.shared();
             let mut buffer = self.alloc_buffer(params)?;
             if let Some(memory) = reuse::first_memory(&buffer) {
-                shared.ledger.mark.put_on(memory);
+                shared.ledger.mark(memory);
             }
             let parts = buffer.make_mut();
             // SAFETY: the buffer is writable and nobody else's. The function only sets flags of its metas.
