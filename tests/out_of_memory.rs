@@ -1,84 +1,21 @@
 //! A batch for which there is no memory, for real: ONNX Runtime's arena has a limit, or a model wants terabytes.
 //!
 
+#[path = "common/arena.rs"]
+mod arena;
 mod common;
 
-use std::ptr;
-use std::sync::Arc;
-
-use common::{Detect, another_process, is_child, tiny};
-use ort::AsPointer;
-use parking_lot::Mutex;
-
-/// The arena of the whole process may hold so many bytes. Through ONNX Runtime's own functions, as an application that
-/// shares the library with us would do it.
-fn limit_arena(bytes: usize) {
-    let environment = gstyolodetect::engine::runtime::environment(None).unwrap();
-    let keys = [c"max_mem".as_ptr()];
-    let (mut config, mut memory) = (ptr::null_mut(), ptr::null_mut());
-    // SAFETY: plain calls of the C API with out parameters and lists of the lengths that are given; the environment
-    // lives as long as the process, and keeps copies of the rest.
-    unsafe {
-        let api = ort::api();
-        let check = |status| ort::Error::result_from_status(status).unwrap();
-        check((api.CreateArenaCfgV2)(keys.as_ptr(), &bytes, 1, &mut config));
-        check((api.CreateCpuMemoryInfo)(
-            ort::sys::OrtAllocatorType::OrtArenaAllocator,
-            ort::sys::OrtMemType::OrtMemTypeDefault,
-            &mut memory,
-        ));
-        check((api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory, config));
-        (api.ReleaseArenaCfg)(config);
-        (api.ReleaseMemoryInfo)(memory);
-    }
-}
-
-/// What was posted on the way.
-#[derive(Default)]
-struct Posted {
-    /// Batch and limit of each message of a split batch.
-    reduced: Vec<(u32, u32)>,
-    warnings: Vec<String>,
-}
-
-fn watch(pipeline: &common::Pipeline) -> Arc<Mutex<Posted>> {
-    let posted = Arc::new(Mutex::new(Posted::default()));
-    pipeline.bus().set_sync_handler({
-        let posted = posted.clone();
-        move |_, message| {
-            if let Some(fields) = message.structure().filter(|s| s.name() == "yolodetect-batch-reduced") {
-                assert!(fields.get::<String>("model").unwrap().ends_with(".onnx"));
-                posted.lock().reduced.push((fields.get("batch").unwrap(), fields.get("limit").unwrap()));
-            }
-            if let gst::MessageView::Warning(warning) = message.view() {
-                posted.lock().warnings.push(warning.error().to_string());
-            }
-            gst::BusSyncReply::Pass
-        }
-    });
-    posted
-}
-
-/// Runs `test` in a process of its own, since the arena belongs to the process.
-fn alone(test: &str) -> bool {
-    if is_child() {
-        return true;
-    }
-    let output = another_process(test, Some(&common::library()), &[]);
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("1 passed"), "{text}");
-    false
-}
+use common::{Detect, in_own_process, tiny, watch};
 
 #[test]
 fn a_batch_beyond_the_arena_is_run_in_parts() {
-    if !alone("a_batch_beyond_the_arena_is_run_in_parts") {
+    // The arena belongs to the process.
+    if !in_own_process("a_batch_beyond_the_arena_is_run_in_parts") {
         return;
     }
     common::init();
     // A frame of YOLO12n takes some 40 MB besides the 11 MB of weights, four take 160.
-    limit_arena(110 << 20);
+    arena::register(Some(110 << 20));
     let model = common::asset("models/variants/dynamic_batch.onnx").display().to_string();
     let mut detect = Detect::new(&format!(
         "model-file={model} max-batch=4 max-in-flight=16 batch-delay=5000000000 performance-hint=latency"

@@ -9,12 +9,13 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Once, mpsc};
+use std::sync::{Arc, Once, mpsc};
 use std::time::Duration;
 
 use gst::prelude::*;
 use gst_app::{AppSink, AppSrc};
 use gst_video::VideoRegionOfInterestMeta;
+use parking_lot::Mutex;
 
 /// Long enough for a loaded machine, short enough to tell a hang.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -186,6 +187,25 @@ pub fn another_process(test: &str, library: Option<&Path>, variables: &[(&str, &
         None => command.env_remove("ORT_DYLIB_PATH"),
     };
     command.output().unwrap()
+}
+
+/// Runs `test` in a process of its own, for what belongs to the whole process; true in that one, where the test goes on.
+pub fn in_own_process(test: &str) -> bool {
+    in_own_process_with(test, &[])
+}
+
+/// The same with environment variables.
+pub fn in_own_process_with(test: &str, variables: &[(&str, &str)]) -> bool {
+    if is_child() {
+        return true;
+    }
+    let output = another_process(test, Some(&library()), variables);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "{text}");
+    // What it printed is what this test prints.
+    print!("{text}");
+    false
 }
 
 pub fn is_child() -> bool {
@@ -368,4 +388,31 @@ pub fn detect<'a>(
     let mut detect = Detect::new(properties);
     samples.into_iter().for_each(|sample| detect.push(sample));
     detect.finish()
+}
+
+/// What was posted on the way.
+#[derive(Default)]
+pub struct Posted {
+    /// Batch and limit of each message of a split batch.
+    pub reduced: Vec<(u32, u32)>,
+    pub warnings: Vec<String>,
+}
+
+/// Notes what the pipeline posts from now on.
+pub fn watch(pipeline: &Pipeline) -> Arc<Mutex<Posted>> {
+    let posted = Arc::new(Mutex::new(Posted::default()));
+    pipeline.bus().set_sync_handler({
+        let posted = posted.clone();
+        move |_, message| {
+            if let Some(fields) = message.structure().filter(|s| s.name() == "yolodetect-batch-reduced") {
+                assert!(fields.get::<String>("model").unwrap().ends_with(".onnx"));
+                posted.lock().reduced.push((fields.get("batch").unwrap(), fields.get("limit").unwrap()));
+            }
+            if let gst::MessageView::Warning(warning) = message.view() {
+                posted.lock().warnings.push(warning.error().to_string());
+            }
+            gst::BusSyncReply::Pass
+        }
+    });
+    posted
 }
