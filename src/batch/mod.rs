@@ -7,6 +7,7 @@
 
 pub mod batcher;
 pub mod ceiling;
+pub mod ledger;
 pub mod line;
 pub mod policy;
 pub mod queue;
@@ -14,4 +15,5 @@ pub mod ticket;
 mod worker;
 
 pub use batcher::{Batcher, Patience, Refused, Slot, Stream};
+pub use ledger::{Ledger, Need};
 pub use ticket::{Outcome, Ticket};
