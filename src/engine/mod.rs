@@ -1,5 +1,7 @@
 //! A model that is loaded and can be run. [`Engine`] is all that the batcher knows of it.
 
+pub mod estimate;
+pub mod header;
 pub mod model;
 pub mod onnx;
 pub mod plan;

@@ -27,10 +27,10 @@ pub struct InputPlan {
 }
 
 /// Used where neither the shape nor the metadata says a size: what YOLO models are trained on.
-const DEFAULT_SIZE: u32 = 640;
+pub const DEFAULT_SIZE: u32 = 640;
 /// Largest side and batch that are believed; beyond it the file is damaged or hostile.
-const MAX_SIDE: i64 = 8192;
-const MAX_FIXED_BATCH: i64 = 256;
+pub const MAX_SIDE: i64 = 8192;
+pub const MAX_FIXED_BATCH: i64 = 256;
 
 impl InputPlan {
     pub fn frame(&self) -> FrameExtent {

@@ -1,0 +1,194 @@
+//! What an ONNX file says of its first input, read without loading it: everything else is skipped over.
+//!
+//! Only for an estimate: whatever is not as expected is `None`, and ONNX Runtime has the last word.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+use crate::tensor::Element;
+
+/// `[batch, 3, height, width]`; `None` where a size is left open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputHeader {
+    pub element: Option<Element>,
+    pub dims: [Option<u64>; 4],
+}
+
+/// Protocol buffer fields on the way: `ModelProto.graph`, `GraphProto.input`, `ValueInfoProto.type`,
+/// `TypeProto.tensor_type`.
+const INPUT: [u64; 4] = [7, 11, 2, 1];
+const TENSOR_ELEMENT: u64 = 1;
+const TENSOR_SHAPE: u64 = 2;
+const SHAPE_DIM: u64 = 1;
+const DIM_VALUE: u64 = 1;
+/// `TensorProto.DataType`.
+const FLOAT: u64 = 1;
+const FLOAT16: u64 = 10;
+
+/// The first input of rank 4.
+pub fn read(file: &Path) -> Option<InputHeader> {
+    let file = File::open(file).ok()?;
+    let length = file.metadata().ok()?.len();
+    let mut reader = Reader { from: BufReader::new(file), at: 0 };
+    find(&mut reader, length, &INPUT)
+}
+
+/// Goes down `path` from a message that ends at `end`, trying each place where it leads.
+fn find<R: BufRead + io::Seek>(reader: &mut Reader<R>, end: u64, path: &[u64]) -> Option<InputHeader> {
+    let Some((&wanted, rest)) = path.split_first() else { return tensor(reader, end) };
+    while let Some(field) = reader.field(end)? {
+        if let (number, Value::Message(end)) = field
+            && number == wanted
+            && let Some(found) = find(reader, end, rest)
+        {
+            return Some(found);
+        }
+        reader.finish(&field.1)?;
+    }
+    None
+}
+
+fn tensor<R: BufRead + io::Seek>(reader: &mut Reader<R>, end: u64) -> Option<InputHeader> {
+    let (mut element, mut dims) = (None, Vec::new());
+    while let Some((number, value)) = reader.field(end)? {
+        match value {
+            Value::Number(FLOAT) if number == TENSOR_ELEMENT => element = Some(Element::F32),
+            Value::Number(FLOAT16) if number == TENSOR_ELEMENT => element = Some(Element::F16),
+            Value::Message(end) if number == TENSOR_SHAPE => {
+                while let Some((number, value)) = reader.field(end)? {
+                    let Value::Message(end) = value else { continue };
+                    let mut size = None;
+                    while let Some((number, value)) = reader.field(end)? {
+                        match value {
+                            Value::Number(value) if number == DIM_VALUE => size = Some(value),
+                            value => reader.finish(&value)?,
+                        }
+                    }
+                    if number == SHAPE_DIM && dims.len() <= 4 {
+                        dims.push(size);
+                    }
+                }
+            }
+            value => reader.finish(&value)?,
+        }
+    }
+    Some(InputHeader { element, dims: dims.try_into().ok()? })
+}
+
+enum Value {
+    Number(u64),
+    /// Where it ends; the reader stands at its beginning.
+    Message(u64),
+}
+
+struct Reader<R> {
+    from: R,
+    at: u64,
+}
+
+impl<R: BufRead + io::Seek> Reader<R> {
+    /// The next field of a message that ends at `end`; `Some(None)` at its end, `None` where nothing makes sense.
+    fn field(&mut self, end: u64) -> Option<Option<(u64, Value)>> {
+        if self.at == end {
+            return Some(None);
+        }
+        let key = self.varint()?;
+        let value = match key & 7 {
+            0 => Value::Number(self.varint()?),
+            1 => self.fixed(8)?,
+            2 => {
+                let length = self.varint()?;
+                Value::Message(self.at.checked_add(length)?)
+            }
+            5 => self.fixed(4)?,
+            _ => return None,
+        };
+        let reaches = if let Value::Message(end) = value { end } else { self.at };
+        (reaches <= end).then_some(Some((key >> 3, value)))
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = *self.from.fill_buf().ok()?.first()?;
+            self.from.consume(1);
+            self.at += 1;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// Skips a number that no field wanted here is written as.
+    fn fixed(&mut self, length: u64) -> Option<Value> {
+        self.finish(&Value::Message(self.at + length))?;
+        Some(Value::Number(0))
+    }
+
+    /// Goes to the end of what was not read.
+    fn finish(&mut self, value: &Value) -> Option<()> {
+        let Value::Message(end) = value else { return Some(()) };
+        let rest = i64::try_from(end.checked_sub(self.at)?).ok()?;
+        self.from.seek_relative(rest).ok()?;
+        self.at = *end;
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    fn message(number: u8, content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![number << 3 | 2, content.len() as u8];
+        bytes.extend(content);
+        bytes
+    }
+
+    fn input(element: u8, dims: &[Option<u8>]) -> Vec<u8> {
+        let dim = |size: &Option<u8>| match size {
+            Some(size) => message(1, &[1 << 3, *size]),
+            None => message(1, &message(2, b"n")),
+        };
+        let shape: Vec<u8> = dims.iter().flat_map(dim).collect();
+        let tensor = [vec![1 << 3, element], message(2, &shape)].concat();
+        [message(1, b"name"), message(2, &message(1, &tensor))].concat()
+    }
+
+    fn parse(bytes: &[u8]) -> Option<InputHeader> {
+        let mut reader = Reader { from: Cursor::new(bytes), at: 0 };
+        find(&mut reader, bytes.len() as u64, &INPUT)
+    }
+
+    #[test]
+    fn the_first_picture_is_found_behind_all_else() {
+        let scale = message(11, &input(1, &[Some(4)]));
+        let picture = message(11, &input(1, &[None, Some(3), Some(64), Some(96)]));
+        let graph = [message(5, &[7; 40]), vec![9 << 3 | 5, 1, 2, 3, 4], scale, picture].concat();
+        let model = [vec![1 << 3, 8], message(2, b"maker"), message(7, &graph)].concat();
+        let expected = InputHeader { element: Some(Element::F32), dims: [None, Some(3), Some(64), Some(96)] };
+        assert_eq!(parse(&model), Some(expected));
+        for length in 0..model.len() {
+            assert_eq!(parse(&model[..length]), None, "cut off after {length}");
+        }
+        let half = message(7, &message(11, &input(10, &[Some(1); 4])));
+        assert_eq!(parse(&half).and_then(|header| header.element), Some(Element::F16));
+        assert_eq!(parse(&message(7, &message(11, &input(2, &[Some(1); 4])))).unwrap().element, None);
+    }
+
+    #[test]
+    fn any_bytes_are_borne() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> = (0..random.usize(..40))
+                .map(|_| *random.choice(&[58, 90, 18, 10, 8, 2, 0, 255, 200]).unwrap())
+                .collect();
+            parse(&bytes);
+        }
+        assert_eq!(read(Path::new("/nowhere")), None);
+    }
+}
