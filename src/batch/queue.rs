@@ -55,6 +55,8 @@ pub struct Queue {
     streams: Vec<Stream>,
     line: Line,
     ceiling: Ceiling,
+    /// Most frames in a batch while memory is under pressure.
+    pressed: Option<usize>,
 }
 
 impl Queue {
@@ -72,6 +74,7 @@ impl Queue {
             streams: Vec::new(),
             line: Line::default(),
             ceiling: Ceiling::default(),
+            pressed: None,
         }
     }
 
@@ -114,7 +117,23 @@ impl Queue {
 
     /// Frames of a batch that is opened now.
     pub fn capacity(&self) -> usize {
-        self.batch.capacity(self.ceiling.size(self.wish()))
+        let size = self.ceiling.size(self.wish());
+        self.batch.capacity(self.pressed.map_or(size, |most| most.min(size)))
+    }
+
+    /// Halves the batches that are opened from now on; whether that changes anything.
+    pub fn press(&mut self) -> bool {
+        let capacity = self.capacity();
+        let halves = capacity > 1 && !self.batch.is_fixed();
+        if halves {
+            self.pressed = Some(capacity / 2);
+        }
+        halves
+    }
+
+    /// Takes back what [`Self::press`] did; whether it did anything.
+    pub fn ease(&mut self) -> bool {
+        self.pressed.take().is_some()
     }
 
     /// A worker has nothing to run: work goes before turns, nobody is held up for one who is not here.
@@ -193,6 +212,14 @@ impl Queue {
         {
             batch.capacity = capacity;
             self.ceiling.lower(capacity);
+        }
+    }
+
+    /// There is no memory at all for a batch that was just opened.
+    pub fn close(&mut self, batch: BatchId) {
+        if let Some(place) = self.forming.iter().position(|(id, _)| *id == batch) {
+            self.forming.remove(place);
+            self.free += 1;
         }
     }
 

@@ -103,10 +103,16 @@ impl Threads {
             self.queue.leave(id);
             self.wake();
         } else if let Some(granted) = self.queue.ask(id, priority, waits) {
-            if let Some(capacity) = granted.opens
-                && self.whim.is_multiple_of(7)
-            {
-                self.queue.limit(granted.batch, 1 + self.whim as usize % capacity);
+            match granted.opens {
+                Some(capacity) if self.whim.is_multiple_of(7) => {
+                    self.queue.limit(granted.batch, 1 + self.whim as usize % capacity);
+                }
+                Some(_) if self.whim.is_multiple_of(11) => {
+                    self.queue.close(granted.batch);
+                    self.streams[stream].granted += 1;
+                    return self.wake();
+                }
+                _ => (),
             }
             assert!(!self.out.iter().any(|out| (out.batch, out.index) == (granted.batch, granted.index)));
             self.out.push(granted);
@@ -223,6 +229,11 @@ impl Threads {
                     self.wake();
                 }
             }
+            24 => drop(self.queue.press()),
+            25 => {
+                self.queue.ease();
+                self.wake();
+            }
             22 if self.streams.len() < 8 => self.attach(usize::from(how) % 5, 1 + u32::from(whom) % 6),
             _ => {
                 if let Some(stream) = pick(self.streams.len())
@@ -326,7 +337,7 @@ proptest! {
         size in prop_oneof![Just(BatchSize::Any), Just(BatchSize::Steps), Just(BatchSize::Fixed(3))],
         workers in 1usize..5,
         streams in proptest::collection::vec((0usize..5, 1u32..6), 1..7),
-        steps in proptest::collection::vec((0u8..24, any::<u8>(), any::<u8>(), 0u8..4), 1..400),
+        steps in proptest::collection::vec((0u8..26, any::<u8>(), any::<u8>(), 0u8..4), 1..400),
         ends: bool,
     ) {
         let mut threads = Threads::new(size, workers);
