@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gst_video::VideoFrameExt;
+use gstyolodetect::batch::Ledger;
 use gstyolodetect::engine::Engine;
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
 use gstyolodetect::engine::plan::{Hint, Plan};
+use gstyolodetect::memory::budget::HOST;
 use gstyolodetect::preprocess::convert::Converter;
 use gstyolodetect::preprocess::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
 use gstyolodetect::tensor::BatchTensor;
@@ -198,7 +200,8 @@ fn compare(pairs: usize, names: [&str; 2], sides: [&dyn Fn() -> f64; 2]) {
 
 fn load(plan: Plan) -> OnnxEngine {
     let model = asset("models/yolo12n.onnx");
-    OnnxEngine::load(&SessionOptions { model, library: None, head: None, plan }).unwrap()
+    let options = SessionOptions { model, library: None, head: None, plan };
+    OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 
 fn main() {

@@ -6,15 +6,18 @@ mod common;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use gstyolodetect::batch::Ledger;
 use gstyolodetect::decode::OutputRef;
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
 use gstyolodetect::engine::plan::Plan;
 use gstyolodetect::engine::{Engine, Output};
+use gstyolodetect::memory::budget::HOST;
 use gstyolodetect::tensor::BatchTensor;
 
 fn load(model: PathBuf, plan: Plan) -> OnnxEngine {
     common::init();
-    OnnxEngine::load(&SessionOptions { model, library: None, head: None, plan }).unwrap()
+    let options = SessionOptions { model, library: None, head: None, plan };
+    OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 
 /// A batch of frames of noise; equal seeds are equal noise.

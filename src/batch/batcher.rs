@@ -2,7 +2,8 @@
 //!
 //! What to do follows from [`Queue`]; here are the tensors, the jobs, and the waiting.
 //!
-//! Lock order: `Shared::state` is taken alone, never with a ticket's or an element's lock held or taken inside it.
+//! Lock order: `Shared::state` is never taken with a ticket's or an element's lock held; inside it nothing is taken but
+//! the budget's, a leaf, where tensors are made or dropped.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::ledger::{Ledger, Need};
 use super::queue::{BatchId, Granted, Queue};
-use super::ticket::{Outcome, Ticket};
+use super::relief::Shrinking;
+use super::stock::Stock;
+use super::ticket::{Outcome, Reduced, Ticket};
 use super::worker::Worker;
 use crate::decode::Thresholds;
 use crate::engine::{Engine, EngineError, EngineErrorKind, ModelSpec};
@@ -46,6 +50,8 @@ pub enum Refused {
     Busy,
     /// The engine is gone.
     EngineLost(Arc<EngineError>),
+    /// There is no memory for a single frame, which may pass.
+    NoRoom(Arc<EngineError>),
 }
 
 /// One batch on its way: jobs by slot, `None` while being filled and for holes.
@@ -53,6 +59,8 @@ pub(super) struct Batch {
     pub id: BatchId,
     pub tensor: BatchTensor,
     pub jobs: Vec<Option<Job>>,
+    /// It should have had room for more.
+    pub reduced: Option<Reduced>,
 }
 
 impl Batch {
@@ -68,8 +76,7 @@ pub(super) struct State {
     pub queue: Queue,
     /// Being filled; the queue knows the same ones.
     pub forming: Vec<Batch>,
-    /// Tensors at rest. Taken for filling, given back after the run.
-    free: Vec<BatchTensor>,
+    pub stock: Stock,
     /// Recycled lists, so that a batch's jobs need no allocation.
     spare_jobs: Vec<Vec<Option<Job>>>,
     /// What each stream's thread waits on.
@@ -92,6 +99,7 @@ pub(super) struct Shared {
     /// For whoever waits for the workers' end.
     pub ended: Condvar,
     pub spec: ModelSpec,
+    pub shrinking: Shrinking,
 }
 
 /// One engine's queue and workers. Dropping it ends the runs in progress, then the threads, then the engine.
@@ -113,23 +121,21 @@ pub struct BatcherStats {
     pub waiting: usize,
     /// Most frames in a batch as things are.
     pub batch_limit: usize,
+    /// What is reserved for it.
+    pub held: Need,
 }
 
 impl Batcher {
-    /// Starts as many workers as the engine takes callers.
-    pub fn new(engine: Arc<dyn Engine>) -> Result<Self, EngineError> {
+    /// Starts as many workers as the engine takes callers. `ledger` has what the engine takes already.
+    pub fn new(engine: Arc<dyn Engine>, ledger: Ledger) -> Result<Self, EngineError> {
         let spec = engine.spec().clone();
         let workers = spec.callers.max(1);
         let queue = Queue::new(spec.batch, workers);
-        let free = (0..queue.batches())
-            .map(|_| BatchTensor::new(queue.capacity(), spec.input))
-            .collect::<Result<_, _>>()
-            .map_err(|error| EngineError::no_room(&spec.file, error))?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue,
                 forming: Vec::new(),
-                free,
+                stock: Stock::new(ledger),
                 spare_jobs: Vec::new(),
                 waiters: Vec::new(),
                 stop: false,
@@ -143,6 +149,7 @@ impl Batcher {
             work: Condvar::new(),
             ended: Condvar::new(),
             spec,
+            shrinking: Shrinking::default(),
         });
         let mut batcher = Self {
             shared: shared.clone(),
@@ -178,16 +185,29 @@ impl Batcher {
     }
 
     /// A stream that wants batches of up to `max_batch` frames, from now until the handle is dropped.
-    pub fn attach(self: &Arc<Self>, max_batch: usize) -> Stream {
+    ///
+    /// # Errors
+    /// [`EngineErrorKind::NoBudget`] or [`EngineErrorKind::OutOfMemory`] where there is no room for batches of a single
+    /// frame.
+    pub fn attach(self: &Arc<Self>, max_batch: usize) -> Result<Stream, EngineError> {
         let id = self.next_stream.fetch_add(1, Ordering::Relaxed);
         let woken = Arc::new(Condvar::new());
         let mut state = self.shared.state.lock();
         state.queue.attach(id, max_batch);
+        let (batches, capacity) = (state.queue.batches(), state.queue.capacity());
+        if let Err(error) = state.stock.fill(batches, capacity, &self.shared.spec) {
+            state.leave(id);
+            return Err(error);
+        }
         state.waiters.push((id, woken.clone()));
         // Batches may be larger from now on.
         state.wake();
         drop(state);
-        Stream { id, woken, batcher: self.clone(), flushing: AtomicBool::new(false) }
+        Ok(Stream { id, woken, batcher: self.clone(), flushing: AtomicBool::new(false) })
+    }
+
+    pub(super) fn downgrade(&self) -> Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     pub fn stats(&self) -> BatcherStats {
@@ -199,6 +219,7 @@ impl Batcher {
             slots: state.queue.slots(),
             waiting: state.queue.waiting(),
             batch_limit: state.queue.capacity(),
+            held: state.stock.ledger.held(),
         }
     }
 
@@ -294,6 +315,7 @@ impl Stream {
                 // The next in line may find room too.
                 state.wake();
                 drop(state);
+                let memory = memory.map_err(|error| Refused::NoRoom(Arc::new(error)))?;
                 return Ok(Slot {
                     memory: Some(memory),
                     batch: granted.batch,
@@ -327,8 +349,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut state = self.batcher.shared.state.lock();
-        state.queue.detach(self.id);
         state.waiters.retain(|(id, _)| *id != self.id);
+        state.leave(self.id);
         state.wake();
     }
 }
@@ -352,24 +374,32 @@ impl State {
         });
     }
 
-    /// The memory of a slot that the queue granted.
-    fn hand_out(&mut self, granted: Granted, spec: &ModelSpec) -> TensorSlot {
+    /// The stream is gone; with the last of them what only streams need.
+    fn leave(&mut self, stream: u64) {
+        self.queue.detach(stream);
+        if self.queue.streams() == 0 && !self.exiting {
+            self.stock.drop_free();
+        }
+    }
+
+    /// The memory of a slot that the queue granted. Memory and budget are looked at only where a batch opens that no
+    /// tensor at rest fits: the largest `max-batch` or the ceiling changed, or tensors were dropped under pressure.
+    fn hand_out(&mut self, granted: Granted, spec: &ModelSpec) -> Result<TensorSlot, EngineError> {
         if let Some(capacity) = granted.opens {
-            // The queue counts them: it opens no more batches than there are tensors.
-            let mut tensor = self.free.pop().expect("a tensor for each batch");
-            if tensor.capacity() != capacity {
-                // The largest `max-batch` or the ceiling changed; rare, and never while a batch is in use.
-                match BatchTensor::new(capacity, spec.input) {
-                    Ok(fitting) => tensor = fitting,
-                    Err(_) => self.queue.limit(granted.batch, tensor.capacity()),
-                }
-            }
+            let tensor = self.stock.take(capacity, spec).inspect_err(|_| self.queue.close(granted.batch))?;
+            let room = tensor.capacity();
+            self.queue.limit(granted.batch, room);
+            let reduced = (room < capacity).then_some(Reduced {
+                batch: granted.batch,
+                frames: capacity as u32,
+                limit: room as u32,
+            });
             let mut jobs = self.spare_jobs.pop().unwrap_or_default();
-            jobs.resize_with(tensor.capacity(), || None);
-            self.forming.push(Batch { id: granted.batch, tensor, jobs });
+            jobs.resize_with(room, || None);
+            self.forming.push(Batch { id: granted.batch, tensor, jobs, reduced });
         }
         let batch = self.forming.iter_mut().find(|batch| batch.id == granted.batch);
-        batch.expect("made with the batch's first slot").tensor.slot(granted.index)
+        Ok(batch.expect("made with the batch's first slot").tensor.slot(granted.index))
     }
 
     /// Takes a batch out of those that are being filled.
@@ -381,7 +411,10 @@ impl State {
     pub fn recycle(&mut self, mut batch: Batch) {
         batch.jobs.clear();
         self.spare_jobs.push(batch.jobs);
-        self.free.push(batch.tensor);
+        self.stock.give_back(batch.tensor);
+        if self.queue.streams() == 0 && !self.exiting {
+            self.stock.drop_free();
+        }
     }
 }
 

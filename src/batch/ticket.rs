@@ -108,6 +108,11 @@ impl Ticket {
         read(&state.detections, &state.report)
     }
 
+    /// Ends the frame before it was handed in: there is no memory for it.
+    pub fn refuse(&self, error: Arc<EngineError>) {
+        self.settle(Outcome::Failed(error));
+    }
+
     pub(super) fn mark_submitted(&self, now: Instant) {
         self.state.lock().submitted = Some(now);
     }

@@ -9,7 +9,7 @@ use super::ceiling;
 use super::queue::Task;
 use super::ticket::{Outcome, Reduced, Run};
 use crate::decode::{self, Scratch};
-use crate::engine::{Engine, EngineError, EngineErrorKind};
+use crate::engine::{Engine, EngineError, EngineErrorKind, Output};
 
 pub struct Worker {
     shared: Arc<Shared>,
@@ -124,8 +124,10 @@ impl Worker {
             // The whole, or parts that are powers of two.
             let count = if part < frames { ceiling::part(part.min(frames - at) + 1) } else { frames };
             let run = if count == frames { size.run(count, batch.tensor.capacity()) } else { count };
-            let reduced =
-                ran.part.map(|limit| Reduced { batch: batch.id, frames: frames as u32, limit: limit as u32 });
+            let reduced = ran.part.map_or(batch.reduced, |limit| {
+                let frames = frames as u32;
+                Some(Reduced { batch: batch.id, frames, limit: limit as u32 })
+            });
             let jobs = &batch.jobs[at..at + count];
             let layout = &self.engine.spec().layout;
             let mut report = Run {
@@ -134,7 +136,7 @@ impl Worker {
                 frames: jobs.iter().flatten().count() as u32,
                 reduced,
             };
-            let outcome = self.engine.run(&mut batch.tensor, at..at + run, &mut |output| {
+            let mut read = |output: Output<'_>| {
                 report.took = report.started.elapsed();
                 for (index, job) in jobs.iter().enumerate() {
                     let Some(Job { ticket, thresholds, letterbox, .. }) = job else { continue };
@@ -143,7 +145,15 @@ impl Worker {
                         decode::decode(layout, output, thresholds, letterbox, &mut self.scratch, detections);
                     });
                 }
-            });
+            };
+            let (frames_run, shrinking) = (at..at + run, &self.shared.shrinking);
+            let outcome = match shrinking.take() {
+                true => self
+                    .engine
+                    .run_and_shrink(&mut batch.tensor, frames_run, &mut read)
+                    .map(|freed| shrinking.done(freed)),
+                false => self.engine.run(&mut batch.tensor, frames_run, &mut read),
+            };
             if let Err(error) = outcome {
                 if count > 1 && !size.is_fixed() && error.kind == EngineErrorKind::OutOfMemory {
                     part = ceiling::part(count);

@@ -2,10 +2,13 @@
 
 pub mod estimate;
 pub mod header;
+pub mod idle;
 pub mod model;
 pub mod onnx;
 pub mod plan;
+pub mod pressure;
 pub mod registry;
+pub mod room;
 pub mod runtime;
 
 use std::fmt;
@@ -13,8 +16,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::batch::Need;
 use crate::decode::{Layout, OutputRef};
 use crate::detection::Labels;
+use crate::memory::budget::{Exceeded, Megabytes};
 use crate::tensor::{AllocError, BatchTensor, FrameExtent};
 
 /// How many frames one run takes.
@@ -92,6 +97,17 @@ pub trait Engine: Send + Sync {
         frames: Range<usize>,
         read: &mut dyn FnMut(Output<'_>),
     ) -> Result<(), EngineError>;
+
+    /// As [`Self::run`]; afterwards gives back what the engine keeps for later runs. The bytes that the process got
+    /// smaller by; `None` for an engine that keeps nothing.
+    fn run_and_shrink(
+        &self,
+        batch: &mut BatchTensor,
+        frames: Range<usize>,
+        read: &mut dyn FnMut(Output<'_>),
+    ) -> Result<Option<u64>, EngineError> {
+        self.run(batch, frames, read).map(|()| None)
+    }
 }
 
 /// What a run gave, frame after frame.
@@ -137,6 +153,8 @@ pub enum EngineErrorKind {
     Run,
     /// There was not enough memory, for so many frames at least.
     OutOfMemory,
+    /// It would be more than the budget or the container allows.
+    NoBudget,
 }
 
 impl EngineError {
@@ -148,6 +166,26 @@ impl EngineError {
     pub fn no_room(model: &Path, error: AllocError) -> Self {
         let message = format!("there is no memory for the frames of the model {}", model.display());
         Self::new(EngineErrorKind::OutOfMemory, message, error)
+    }
+
+    /// So much for this model is more than the budget has left.
+    pub fn no_budget(model: &Path, need: Need, exceeded: &Exceeded) -> Self {
+        Self::beyond(model, need, &exceeded.to_string(), exceeded.property)
+    }
+
+    /// `why` it does not fit; `limit` is what could be raised.
+    pub(crate) fn beyond(model: &Path, need: Need, why: &str, limit: &str) -> Self {
+        let Need { model: weights, arena, tensors } = need;
+        let message = format!(
+            "the model {} needs {} (model {}, arena {}, tensors {}), which is too much: {why}; raise {limit}, use a smaller \
+             model or run fewer elements",
+            model.display(),
+            Megabytes(need.total()),
+            Megabytes(weights),
+            Megabytes(arena),
+            Megabytes(tensors),
+        );
+        Self::new(EngineErrorKind::NoBudget, message, "")
     }
 }
 

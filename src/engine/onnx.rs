@@ -9,18 +9,20 @@ use std::ffi::CString;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ort::AsPointer;
 use ort::logging::LogLevel;
-use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{RunOptions, Session};
 use ort::sys::{ONNXTensorElementDataType as OrtElement, OrtMemoryInfo, OrtValue};
 use ort::value::{Outlet, TensorElementType, ValueType};
 
 use super::model::{DeclaredInput, InputPlan};
 use super::plan::Plan;
 use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output, runtime};
+use crate::batch::{Ledger, Need, ceiling};
 use crate::decode::{Head, Layout, ModelMetadata, OutputRef, OutputShape};
 use crate::detection::Labels;
 use crate::memory;
@@ -45,11 +47,24 @@ pub struct OnnxEngine {
     /// `[frames, …]` without the first, of the output.
     output_dims: Vec<i64>,
     host: HostMemory,
+    /// Of a run after which the arena is shrunk.
+    shrink: RunOptions,
+    /// Whether there is an arena, as far as is known.
+    has_arena: AtomicBool,
 }
 
 impl OnnxEngine {
-    /// Loads the model and runs it once or twice to learn its real shapes and speed.
-    pub fn load(options: &SessionOptions) -> Result<Self, EngineError> {
+    /// Loads the model and runs it twice, to learn its real shapes and speed and to lay its arena out: first with the
+    /// `max_batch` frames that are wanted together, or as many as there is room for, then with one. `ledger` has what the
+    /// load is thought to take, and then what was measured.
+    ///
+    /// # Errors
+    /// [`EngineErrorKind::NoBudget`] too, where a batch of the least size takes more than there is.
+    pub fn load(
+        options: &SessionOptions,
+        max_batch: usize,
+        ledger: &mut Ledger,
+    ) -> Result<Self, EngineError> {
         let rss_before = memory::resident_bytes();
         let file = options.model.as_path();
         let environment = runtime::environment(options.library.as_deref())?;
@@ -61,14 +76,23 @@ impl OnnxEngine {
                 error,
             )
         })?;
+        // The parsed file and the graph before optimisation were left behind: gone before the first run, they do not add
+        // to the peak.
+        memory::return_free_heap();
+        let rss_opened = memory::resident_bytes();
         let metadata = read_metadata(&session);
         let inputs: Vec<_> = session.inputs().iter().map(declared).collect();
         let plan = InputPlan::find(file, &inputs, &metadata)?;
         let host = HostMemory::new().map_err(|error| run_failed(file, error))?;
         let input_name = c_name(file, &inputs[0].name)?;
 
-        let warm_frames = plan.batch.capacity(1);
-        let shapes = probe(&session, &host, &plan, &input_name, warm_frames, file)?;
+        let callers = options.plan.callers.max(1);
+        let reserved = ledger.held();
+        let least = plan.batch.capacity(1);
+        ledger.laid_out(least, reserved.arena / least as u64);
+        let (frames, shapes) = lay_out(max_batch, &plan, ledger, file, |frames| {
+            probe(&session, &host, &plan, &input_name, frames, file)
+        })?;
         let layout =
             Layout::find(options.head, &metadata, (plan.height as usize, plan.width as usize), &shapes)
                 .map_err(|error| unsupported(file, error.to_string(), ""))?;
@@ -98,16 +122,22 @@ impl OnnxEngine {
             input_name,
             output_dims,
             host,
+            shrink: shrink_options().map_err(|error| run_failed(file, error))?,
+            has_arena: true.into(),
         };
-        let mut warm = BatchTensor::new(warm_frames, engine.spec.input)
-            .map_err(|error| EngineError::no_room(file, error))?;
+        let mut warm =
+            BatchTensor::new(least, engine.spec.input).map_err(|error| EngineError::no_room(file, error))?;
         let start = Instant::now();
-        engine.run(&mut warm, 0..warm_frames, &mut |_| ())?;
+        engine.run(&mut warm, 0..least, &mut |_| ())?;
         engine.spec.warm_run = start.elapsed();
         drop(warm);
-        // Loading leaves the parsed file and the graph before optimisation behind as free heap.
         memory::return_free_heap();
-        engine.spec.loaded_bytes = memory::resident_bytes().saturating_sub(rss_before);
+        let rss_ran = memory::resident_bytes();
+        engine.spec.loaded_bytes = rss_ran.saturating_sub(rss_before);
+        let arena = rss_ran.saturating_sub(rss_opened).saturating_mul(callers as u64);
+        ledger.laid_out(frames, arena / frames as u64);
+        // The tensors are the batcher's, made when a stream comes.
+        ledger.set(Need { model: rss_opened.saturating_sub(rss_before), arena, tensors: 0 });
         Ok(engine)
     }
 
@@ -134,7 +164,28 @@ impl OnnxEngine {
             .ok_or_else(|| ort::Error::new("the batch has no view"))
     }
 
-    fn run_batch(&self, batch: &mut BatchTensor, frames: &Range<usize>) -> ort::Result<OwnedValue> {
+    fn run_with(
+        &self,
+        batch: &mut BatchTensor,
+        frames: Range<usize>,
+        read: &mut dyn FnMut(Output<'_>),
+        options: Option<&RunOptions>,
+    ) -> Result<(), EngineError> {
+        debug_assert!(frames.end <= batch.capacity());
+        let FrameExtent { element, len } = self.spec.output;
+        let failed = |error| run_failed(&self.spec.file, error);
+        let value = self.run_batch(batch, &frames, options).map_err(failed)?;
+        let values = value.values(element, frames.len() * len).map_err(failed)?;
+        read(Output { values, frame_len: len });
+        Ok(())
+    }
+
+    fn run_batch(
+        &self,
+        batch: &mut BatchTensor,
+        frames: &Range<usize>,
+        options: Option<&RunOptions>,
+    ) -> ort::Result<OwnedValue> {
         if !batch.all_slots_returned() {
             return Err(ort::Error::new("a slot of the batch is still out"));
         }
@@ -142,6 +193,7 @@ impl OnnxEngine {
         let mut output = ptr::null_mut();
         call(
             &self.session,
+            options,
             &self.input_name,
             input,
             &[self.output_name.as_ptr()],
@@ -174,13 +226,25 @@ impl Engine for OnnxEngine {
         frames: Range<usize>,
         read: &mut dyn FnMut(Output<'_>),
     ) -> Result<(), EngineError> {
-        debug_assert!(frames.end <= batch.capacity());
-        let FrameExtent { element, len } = self.spec.output;
-        let failed = |error| run_failed(&self.spec.file, error);
-        let value = self.run_batch(batch, &frames).map_err(failed)?;
-        let values = value.values(element, frames.len() * len).map_err(failed)?;
-        read(Output { values, frame_len: len });
-        Ok(())
+        self.run_with(batch, frames, read, None)
+    }
+
+    fn run_and_shrink(
+        &self,
+        batch: &mut BatchTensor,
+        frames: Range<usize>,
+        read: &mut dyn FnMut(Output<'_>),
+    ) -> Result<Option<u64>, EngineError> {
+        if self.has_arena.load(Ordering::Relaxed) {
+            let before = memory::resident_bytes();
+            if self.run_with(batch, frames.clone(), read, Some(&self.shrink)).is_ok() {
+                return Ok(Some(before.saturating_sub(memory::resident_bytes())));
+            }
+        }
+        // Without an arena, which an application may have replaced, ONNX Runtime refuses such a run before it begins.
+        self.run_with(batch, frames, read, None)?;
+        self.has_arena.store(false, Ordering::Relaxed);
+        Ok(None)
     }
 }
 
@@ -195,6 +259,52 @@ fn open(environment: &ort::environment::Environment, options: &SessionOptions) -
         .with_log_level(LogLevel::Fatal)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .commit_from_file(&options.model)
+}
+
+/// The arena of the processor's memory is shrunk after the run.
+fn shrink_options() -> ort::Result<RunOptions> {
+    let mut options = RunOptions::new()?;
+    options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+    // As for the session: what goes wrong is reported by us.
+    options.set_log_level(LogLevel::Fatal)?;
+    Ok(options)
+}
+
+/// Calls `probe` with `max_batch` frames, or with as many as there is room for, which are then in the ledger. How many that
+/// was, and what it found.
+fn lay_out<T>(
+    max_batch: usize,
+    plan: &InputPlan,
+    ledger: &mut Ledger,
+    file: &Path,
+    probe: impl Fn(usize) -> Result<T, EngineError>,
+) -> Result<(usize, T), EngineError> {
+    let mut frames = plan.batch.capacity(max_batch.max(1));
+    let can_be_fewer = |frames: usize| frames > 1 && !plan.batch.is_fixed();
+    loop {
+        let tensor = (frames - plan.batch.capacity(1)) as u64 * plan.frame().bytes() as u64;
+        let outcome = match ledger.admit(frames, tensor) {
+            Ok(()) => {
+                let outcome = probe(frames);
+                ledger.release(tensor);
+                outcome
+            }
+            Err(exceeded) => {
+                let held = ledger.held();
+                let need = Need { arena: held.arena.saturating_add(exceeded.wanted), ..held };
+                Err(EngineError::no_budget(file, need, &exceeded))
+            }
+        };
+        match outcome {
+            Ok(found) => return Ok((frames, found)),
+            Err(EngineError { kind: EngineErrorKind::OutOfMemory | EngineErrorKind::NoBudget, .. })
+                if can_be_fewer(frames) =>
+            {
+                frames = ceiling::part(frames);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn read_metadata(session: &Session) -> ModelMetadata {
@@ -238,10 +348,13 @@ fn probe(
     let outcome = (|| {
         let bytes = batch.input_bytes().ok_or_else(|| ort::Error::new("a slot of the batch is still out"))?;
         let input = host.view(bytes, &shape, plan.element)?;
-        call(session, input_name, input.0.as_ptr(), &name_pointers, &mut values)
+        call(session, None, input_name, input.0.as_ptr(), &name_pointers, &mut values)
     })();
     let values: Vec<_> = values.into_iter().map(|value| NonNull::new(value).map(OwnedValue)).collect();
     outcome.map_err(|error| {
+        if ran_out_of_memory(&error.to_string()) {
+            return run_failed(file, error);
+        }
         unsupported(
             file,
             format!("it cannot run on a picture of {}x{} pixels", plan.width, plan.height),
@@ -302,18 +415,20 @@ fn ran_out_of_memory(message: &str) -> bool {
 /// One call of `OrtApi::Run`. A null in `outputs` is allocated by ONNX Runtime and then the caller's.
 fn call(
     session: &Session,
+    options: Option<&RunOptions>,
     input_name: &CString,
     input: *const OrtValue,
     output_names: &[*const std::ffi::c_char],
     outputs: &mut [*mut OrtValue],
 ) -> ort::Result<()> {
     debug_assert_eq!(output_names.len(), outputs.len());
-    // SAFETY: the session, both name lists, the input value and every non-null output value are alive during
+    let options = options.map_or(ptr::null(), AsPointer::ptr);
+    // SAFETY: the session, the options, both name lists, the input value and every non-null output value are alive during
     // the call, and the lengths are those of the lists. `Run` does not change the session's own state.
     unsafe {
         ort::Error::result_from_status((ort::api().Run)(
             session.ptr().cast_mut(),
-            ptr::null(),
+            options,
             &input_name.as_ptr(),
             &input,
             1,

@@ -1,24 +1,34 @@
 //! One engine per model, however many elements ask for it.
 //!
 //! Loading takes place outside the registry's lock, once: whoever asks for the same engine meanwhile waits
-//! for that load and shares its outcome. The registry holds engines weakly; the last element to let go of
-//! one ends it.
+//! for that load and shares its outcome. Other loads wait too: what a model takes is measured by what the process
+//! grows by, and their peaks shall not add up.
+//!
+//! Elements have a [`Lease`] on an engine. The registry holds it weakly while there is one; afterwards, for as long as
+//! an element wanted it kept alive, itself ([`super::idle`]).
+//!
+//! Lock order: `loads`, then for a moment `engines`. An engine is dropped, which joins its threads, under neither but for
+//! idle ones that make room for a load, under `loads`.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::estimate::{self, Estimate};
+use super::idle::Idle;
 use super::onnx::{OnnxEngine, SessionOptions};
 use super::plan::{Hint, Plan};
-use super::{EngineError, EngineErrorKind};
-use crate::batch::{Batcher, batcher};
+use super::pressure::EnginePressure;
+use super::{Engine, EngineError, EngineErrorKind, room};
+use crate::batch::relief::Relief;
+use crate::batch::{Batcher, Stream, batcher};
 use crate::decode::Head;
 
 /// An engine as an element wants it.
@@ -32,11 +42,15 @@ pub struct Wanted {
     pub hint: Hint,
     /// Detectors that this process has now, for [`Hint::Auto`].
     pub detectors: usize,
+    /// Frames that shall run together, for the warm-up.
+    pub max_batch: usize,
+    /// How long the engine shall be kept after its last element has left.
+    pub keep_alive: Duration,
 }
 
 /// What must agree for two elements to share an engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct EngineKey {
+pub(super) struct EngineKey {
     /// Of the file's content: copies and links of one model are one model.
     model_hash: u128,
     head: Option<Head>,
@@ -51,27 +65,55 @@ impl EngineKey {
     }
 }
 
-enum Known {
+pub(super) enum Known {
     Loading,
-    Loaded(Weak<Batcher>),
+    Loaded(Entry),
+}
+
+pub(super) struct Entry {
+    engine: Weak<Batcher>,
+    /// To reach it without keeping it.
+    relief: Relief,
+    /// Elements that have it now.
+    users: usize,
+    /// The longest that any of those wanted that ever had it.
+    keep_alive: Duration,
+    /// While there are no users.
+    pub idle: Option<Idle>,
 }
 
 #[derive(Default)]
-struct Registry {
-    engines: Mutex<Option<HashMap<EngineKey, Known>>>,
+pub(super) struct Registry {
+    pub engines: Mutex<Engines>,
     /// A load ended, well or not.
     settled: Condvar,
+    /// Engines became idle or are so no longer.
+    pub idled: Condvar,
+    /// Held while a model loads.
+    loads: Mutex<()>,
 }
 
-static REGISTRY: Registry = Registry { engines: Mutex::new(None), settled: Condvar::new() };
+#[derive(Default)]
+pub(super) struct Engines {
+    pub known: Option<HashMap<EngineKey, Known>>,
+    /// Whether there is a thread that looks after the idle ones.
+    pub keeper: bool,
+}
+
+static REGISTRY: Registry = Registry {
+    engines: Mutex::new(Engines { known: None, keeper: false }),
+    settled: Condvar::new(),
+    idled: Condvar::new(),
+    loads: Mutex::new(()),
+};
 
 /// The engine that is wanted, loaded now unless another element already has it. One who leaves the plan open takes
 /// an engine with any.
 ///
 /// # Errors
-/// See [`super::runtime::environment`] and [`OnnxEngine::load`]; a model file that cannot be read is
+/// See [`super::runtime::environment`], [`room::reserve`] and [`OnnxEngine::load`]; a model file that cannot be read is
 /// [`EngineErrorKind::ModelMissing`].
-pub fn get(wanted: &Wanted) -> Result<Arc<Batcher>, EngineError> {
+pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
     let model_hash = hash_file(&wanted.model).map_err(|error| {
         EngineError::new(
             EngineErrorKind::ModelMissing,
@@ -84,18 +126,43 @@ pub fn get(wanted: &Wanted) -> Result<Arc<Batcher>, EngineError> {
     })?;
     // Also checks, for an engine that is there already, that the same library is meant.
     super::runtime::environment(wanted.library.as_deref())?;
+    EnginePressure::watch(&REGISTRY);
     let plan = Plan::new(wanted.hint, wanted.threads, wanted.detectors);
     let key = EngineKey { model_hash, head: wanted.head, threads: wanted.threads, plan };
-    REGISTRY.get(key, wanted.hint == Hint::Auto, || {
-        let engine = OnnxEngine::load(&SessionOptions {
-            model: wanted.model.clone(),
-            library: wanted.library.clone(),
-            head: wanted.head,
-            plan,
-        })?;
-        stop_workers_at_exit();
-        Batcher::new(Arc::new(engine))
-    })
+    let lease = REGISTRY.get(key, wanted.hint == Hint::Auto, || {
+        let _alone = REGISTRY.loads.lock();
+        REGISTRY.with_room(|| load(wanted, plan, model_hash))
+    })?;
+    lease.keep_for(wanted.keep_alive);
+    Ok(lease)
+}
+
+/// Engines that are kept without an element.
+pub fn idle_engines() -> usize {
+    REGISTRY.idle_engines()
+}
+
+fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, EngineError> {
+    let mut ledger =
+        room::reserve(&wanted.model, &estimate::estimate(model_hash, &wanted.model), plan.callers)?;
+    let options = SessionOptions {
+        model: wanted.model.clone(),
+        library: wanted.library.clone(),
+        head: wanted.head,
+        plan,
+    };
+    let engine = OnnxEngine::load(&options, wanted.max_batch, &mut ledger)?;
+    stop_workers_at_exit();
+    let spec = engine.spec();
+    let measured = Estimate {
+        model: ledger.held().model,
+        frame_arena: ledger.frame_arena() / plan.callers.max(1) as u64,
+        frame_tensor: spec.input.bytes() as u64,
+        least: spec.batch.capacity(1) as u64,
+    };
+    estimate::learn(model_hash, measured);
+    ledger.check().map_err(|exceeded| EngineError::no_budget(&spec.file, ledger.held(), &exceeded))?;
+    Batcher::new(Arc::new(engine), ledger)
 }
 
 impl Known {
@@ -103,30 +170,37 @@ impl Known {
     fn engine(&self) -> Option<Arc<Batcher>> {
         match self {
             Known::Loading => None,
-            Known::Loaded(engine) => engine.upgrade().filter(|engine| !engine.is_lost()),
+            Known::Loaded(entry) => entry.engine.upgrade().filter(|engine| !engine.is_lost()),
         }
     }
 }
 
 impl Registry {
     /// With `any_plan`, an engine that differs from `key` in nothing else will do.
-    fn get(
-        &self,
+    pub fn get(
+        &'static self,
         key: EngineKey,
         any_plan: bool,
         load: impl FnOnce() -> Result<Batcher, EngineError>,
-    ) -> Result<Arc<Batcher>, EngineError> {
+    ) -> Result<Lease, EngineError> {
         let mut engines = self.engines.lock();
         loop {
-            let known = engines.get_or_insert_default();
-            let mut akin = known.iter().filter(|(other, _)| match any_plan {
-                true => key.is_akin(other),
-                false => key == **other,
-            });
-            if let Some(engine) = akin.clone().find_map(|(_, known)| known.engine()) {
-                return Ok(engine);
+            let known = engines.known.get_or_insert_default();
+            let mut loading = false;
+            for (other, known) in known.iter_mut() {
+                if !(if any_plan { key.is_akin(other) } else { key == *other }) {
+                    continue;
+                }
+                loading |= matches!(known, Known::Loading);
+                if let (Some(engine), Known::Loaded(entry)) = (known.engine(), known) {
+                    entry.users += 1;
+                    if entry.idle.take().is_some() {
+                        self.idled.notify_all();
+                    }
+                    return Ok(Lease::new(self, other.clone(), engine));
+                }
             }
-            if akin.any(|(_, known)| matches!(known, Known::Loading)) {
+            if loading {
                 self.settled.wait(&mut engines);
                 continue;
             }
@@ -142,7 +216,85 @@ impl Registry {
         if exiting {
             return Err(super::runtime::too_late());
         }
-        load().map(|engine| guard.loaded(Arc::new(engine)))
+        let engine = guard.loaded(Arc::new(load()?));
+        Ok(Lease::new(self, key, engine))
+    }
+
+    /// The holder of a lease has left.
+    fn leave(&'static self, key: &EngineKey, engine: &Arc<Batcher>, keep_alive: Duration) {
+        let mut engines = self.engines.lock();
+        let exiting = super::runtime::exiting();
+        let Some(known) = engines.known.as_mut() else { return };
+        // A lost engine's place may be another's by now.
+        let Some(Known::Loaded(entry)) = known.get_mut(key) else { return };
+        if !std::ptr::eq(entry.engine.as_ptr(), Arc::as_ptr(engine)) {
+            return;
+        }
+        entry.users -= 1;
+        entry.keep_alive = entry.keep_alive.max(keep_alive);
+        if entry.users > 0 {
+            return;
+        }
+        if entry.keep_alive.is_zero() || engine.is_lost() || exiting {
+            known.remove(key);
+            return;
+        }
+        entry.idle = Some(Idle::new(engine.clone(), entry.keep_alive));
+        if !self.look_after(&mut engines)
+            && let Some(known) = engines.known.as_mut()
+        {
+            // Nobody would end it.
+            known.remove(key);
+        }
+    }
+
+    /// To reach every engine without keeping any.
+    pub fn reliefs(&self) -> Vec<Relief> {
+        let engines = self.engines.lock();
+        let known = engines.known.iter().flat_map(HashMap::values);
+        known
+            .filter_map(|known| match known {
+                Known::Loading => None,
+                Known::Loaded(entry) => Some(entry.relief.clone()),
+            })
+            .collect()
+    }
+}
+
+/// An element's hold on an engine.
+pub struct Lease {
+    registry: &'static Registry,
+    key: EngineKey,
+    engine: Arc<Batcher>,
+    /// Nanoseconds.
+    keep_alive: AtomicU64,
+}
+
+impl Lease {
+    fn new(registry: &'static Registry, key: EngineKey, engine: Arc<Batcher>) -> Self {
+        Self { registry, key, engine, keep_alive: AtomicU64::new(0) }
+    }
+
+    pub fn engine(&self) -> &Arc<Batcher> {
+        &self.engine
+    }
+
+    /// See [`Batcher::attach`]; idle engines make room for it.
+    pub fn attach(&self, max_batch: usize) -> Result<Stream, EngineError> {
+        self.registry.with_room(|| self.engine.attach(max_batch))
+    }
+
+    /// How long the engine shall be kept after its last element has left.
+    pub fn keep_for(&self, time: Duration) {
+        self.keep_alive.store(time.as_nanos().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let keep_alive = Duration::from_nanos(self.keep_alive.load(Ordering::Relaxed));
+        // The engine itself goes after this, outside of every lock.
+        self.registry.leave(&self.key, &self.engine, keep_alive);
     }
 }
 
@@ -150,12 +302,12 @@ impl Registry {
 struct Settle<'a> {
     registry: &'a Registry,
     key: &'a EngineKey,
-    outcome: Option<Weak<Batcher>>,
+    outcome: Option<Arc<Batcher>>,
 }
 
 impl Settle<'_> {
     fn loaded(mut self, engine: Arc<Batcher>) -> Arc<Batcher> {
-        self.outcome = Some(Arc::downgrade(&engine));
+        self.outcome = Some(engine.clone());
         engine
     }
 }
@@ -163,15 +315,19 @@ impl Settle<'_> {
 impl Drop for Settle<'_> {
     fn drop(&mut self) {
         let mut engines = self.registry.engines.lock();
-        let engines = engines.get_or_insert_default();
-        // Entries whose engine is gone are swept here, so that they do not pile up.
-        engines.retain(|_, known| match known {
-            Known::Loading => true,
-            Known::Loaded(engine) => engine.strong_count() > 0,
-        });
+        let known = engines.known.get_or_insert_default();
         match self.outcome.take() {
-            Some(engine) => engines.insert(self.key.clone(), Known::Loaded(engine)),
-            None => engines.remove(self.key),
+            Some(engine) => {
+                let entry = Entry {
+                    engine: Arc::downgrade(&engine),
+                    relief: engine.relief(),
+                    users: 1,
+                    keep_alive: Duration::ZERO,
+                    idle: None,
+                };
+                known.insert(self.key.clone(), Known::Loaded(entry))
+            }
+            None => known.remove(self.key),
         };
         self.registry.settled.notify_all();
     }
@@ -203,7 +359,7 @@ pub(super) fn stop_workers_at_exit() {
         let Some(mut engines) = REGISTRY.engines.try_lock_for(EXIT_PATIENCE) else { return };
         let deadline = Instant::now() + EXIT_PATIENCE;
         let loading = |known: &Known| matches!(known, Known::Loading);
-        while engines.iter().flat_map(HashMap::values).any(loading)
+        while engines.known.iter().flat_map(HashMap::values).any(loading)
             && !REGISTRY.settled.wait_until(&mut engines, deadline).timed_out()
         {}
         drop(engines);
@@ -217,142 +373,4 @@ pub(super) fn stop_workers_at_exit() {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::batch::batcher::tests::{spec, submit};
-    use crate::batch::{Outcome, Patience};
-    use crate::engine::{BatchSize, Engine, ModelSpec, Output};
-    use crate::tensor::BatchTensor;
-    use std::ops::Range;
-    use std::sync::mpsc;
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-
-    struct Panics(ModelSpec);
-
-    impl Engine for Panics {
-        fn spec(&self) -> &ModelSpec {
-            &self.0
-        }
-
-        fn run(
-            &self,
-            _: &mut BatchTensor,
-            _: Range<usize>,
-            _: &mut dyn FnMut(Output<'_>),
-        ) -> Result<(), EngineError> {
-            panic!("as the test wants it");
-        }
-    }
-
-    fn key(model_hash: u128) -> EngineKey {
-        EngineKey { model_hash, head: None, threads: 4, plan: Plan { callers: 1, threads: 4 } }
-    }
-
-    fn load(registry: &Registry, key: EngineKey, any_plan: bool) -> Arc<Batcher> {
-        registry.get(key, any_plan, || Batcher::new(Arc::new(Panics(spec(BatchSize::Any))))).unwrap()
-    }
-
-    #[test]
-    fn who_leaves_the_plan_open_takes_what_is_there() {
-        let registry = Registry::default();
-        let latency = key(4);
-        let throughput = EngineKey { plan: Plan { callers: 4, threads: 1 }, ..key(4) };
-        let first = load(&registry, throughput.clone(), true);
-        assert!(Arc::ptr_eq(&first, &load(&registry, latency.clone(), true)));
-        let second = load(&registry, latency.clone(), false);
-        assert!(!Arc::ptr_eq(&first, &second), "a plan that was asked for is kept to");
-        drop(first);
-        assert!(Arc::ptr_eq(&second, &load(&registry, throughput.clone(), true)));
-        assert!(!Arc::ptr_eq(&second, &load(&registry, key(5), true)), "another model");
-        let threads = EngineKey { threads: 2, ..latency };
-        assert!(!Arc::ptr_eq(&second, &load(&registry, threads, true)), "threads were asked for");
-    }
-
-    #[test]
-    fn who_leaves_the_plan_open_waits_for_another_plan_s_load() {
-        let throughput = || EngineKey { plan: Plan { callers: 4, threads: 1 }, ..key(6) };
-        for fails in [false, true] {
-            let registry = Registry::default();
-            let (begun_in, begun) = mpsc::channel();
-            let (go_on, may_go_on) = mpsc::channel();
-            std::thread::scope(|scope| {
-                let first = scope.spawn(|| {
-                    let (begun_in, may_go_on) = (begun_in, may_go_on);
-                    registry.get(throughput(), false, || {
-                        begun_in.send(()).unwrap();
-                        may_go_on.recv_timeout(PATIENCE).unwrap();
-                        match fails {
-                            true => Err(EngineError::new(EngineErrorKind::Run, "no", "")),
-                            false => Batcher::new(Arc::new(Panics(spec(BatchSize::Any)))),
-                        }
-                    })
-                });
-                begun.recv_timeout(PATIENCE).unwrap();
-                let second = scope.spawn(|| {
-                    let mut loaded = false;
-                    let engine = registry.get(key(6), true, || {
-                        loaded = true;
-                        Batcher::new(Arc::new(Panics(spec(BatchSize::Any))))
-                    });
-                    (engine.unwrap(), loaded)
-                });
-                go_on.send(()).unwrap();
-                let first = first.join().unwrap();
-                let (second, loaded) = second.join().unwrap();
-                assert_eq!((first.is_err(), loaded), (fails, fails));
-                assert!(first.is_ok_and(|first| Arc::ptr_eq(&first, &second)) != fails);
-            });
-        }
-    }
-
-    #[test]
-    fn a_failed_load_is_tried_again_by_those_who_waited() {
-        let registry = Registry::default();
-        let tries = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    let outcome = registry.get(key(1), false, || {
-                        tries.fetch_add(1, Ordering::Relaxed);
-                        std::thread::sleep(Duration::from_millis(2));
-                        Err(EngineError::new(EngineErrorKind::Run, "no", ""))
-                    });
-                    assert_eq!(outcome.err().map(|error| error.message), Some("no".to_string()));
-                });
-            }
-        });
-        assert_eq!(tries.load(Ordering::Relaxed), 8);
-    }
-
-    #[test]
-    fn a_sound_engine_is_shared_and_a_lost_one_is_loaded_anew() {
-        let registry = Registry::default();
-        let get = || load(&registry, key(3), false);
-        let first = get();
-        assert!(Arc::ptr_eq(&first, &get()));
-        let stream = first.attach(1);
-        let slot = stream.acquire(1, Patience::Endless).ok().unwrap();
-        assert!(matches!(submit(slot, 0.5, Duration::ZERO).wait(), Outcome::EngineLost(_)));
-        let second = get();
-        assert!(!Arc::ptr_eq(&first, &second), "elements that still hold the lost one are no matter");
-        drop((first, stream));
-        assert!(Arc::ptr_eq(&second, &get()));
-        let gone = Arc::downgrade(&second);
-        drop(second);
-        assert!(gone.upgrade().is_none(), "the registry holds no engine by itself");
-        get();
-    }
-
-    #[test]
-    fn a_panic_while_loading_leaves_nobody_waiting() {
-        let registry = Registry::default();
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _ = registry.get(key(2), false, || panic!("in the load"));
-        }));
-        assert!(outcome.is_err());
-        assert!(
-            registry.get(key(2), false, || Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err()
-        );
-    }
-}
+pub(super) mod tests;

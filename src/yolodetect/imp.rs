@@ -256,6 +256,9 @@ impl YoloDetect {
 
     fn close(&self) {
         let session = self.session.lock().take();
+        if let Some(session) = &session {
+            session.keep_engine_for(self.settings.lock().memory.model_keep_alive.into());
+        }
         *self.intake.lock() = Intake::default();
         *self.tuning.lock() = None;
         // The last session of a model joins the engine's thread: not with a lock held.

@@ -141,6 +141,13 @@ impl YoloDetect {
         let mut slot = match session.stream.acquire(tuning.priority, patience) {
             Ok(slot) => slot,
             Err(Refused::Busy) => return place.fill(pass(buffer, Status::Overload)),
+            Err(Refused::NoRoom(error)) => {
+                // As a run that failed: told once, and borne.
+                let ticket = intake.ticket();
+                ticket.refuse(error);
+                let frame = pass(buffer, Status::Inferred);
+                return place.fill(Frame { ticket: Some(ticket), deadline, ..frame });
+            }
             Err(Refused::Flushing) => return Err(gst::FlowError::Flushing),
             Err(Refused::EngineLost(error)) => {
                 self.post_engine_error(&error);

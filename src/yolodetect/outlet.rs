@@ -149,7 +149,9 @@ impl YoloDetect {
                 ("{}; the frame passes with the status failed", error.message),
                 ["{}", error.detail]
             ),
-            FAILURES_TO_GIVE_UP if error.kind != EngineErrorKind::OutOfMemory => {
+            FAILURES_TO_GIVE_UP
+                if !matches!(error.kind, EngineErrorKind::OutOfMemory | EngineErrorKind::NoBudget) =>
+            {
                 gst::element_imp_error!(
                     self,
                     gst::LibraryError::Failed,

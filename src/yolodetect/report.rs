@@ -10,7 +10,7 @@ use super::live;
 use super::negotiation;
 use super::session::Session;
 use crate::batch::ticket::Reduced;
-use crate::engine::{EngineError, EngineErrorKind};
+use crate::engine::{EngineError, EngineErrorKind, registry};
 use crate::memory;
 use crate::memory::pool::PoolStats;
 
@@ -89,6 +89,10 @@ impl YoloDetect {
             .field("device", spec.device.as_str())
             .field("streams", engine.streams as u32)
             .field("bytes", spec.loaded_bytes)
+            .field("model-bytes", engine.held.model)
+            .field("arena-bytes", engine.held.arena)
+            .field("tensor-bytes", engine.held.tensors)
+            .field("idle-engines", registry::idle_engines() as u32)
             .field("batches", engine.batches)
             .field("frames", engine.frames)
             .field("slots", engine.slots as u32)
@@ -132,6 +136,9 @@ impl YoloDetect {
             }
             EngineErrorKind::Settings => {
                 gst::element_imp_error!(self, gst::LibraryError::Settings, ("{message}"), ["{detail}"])
+            }
+            EngineErrorKind::NoBudget => {
+                gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{message}"), ["{detail}"])
             }
             EngineErrorKind::Run | EngineErrorKind::OutOfMemory => {
                 gst::element_imp_error!(self, gst::LibraryError::Failed, ("{message}"), ["{detail}"])

@@ -11,8 +11,9 @@ use crate::batch::Stream;
 use crate::batch::batcher::BatcherStats;
 use crate::decode::{ClassFilter, Thresholds};
 use crate::detection::{ClassId, Labels};
-use crate::engine::registry::{self, Wanted};
+use crate::engine::registry::{self, Lease, Wanted};
 use crate::engine::{BatchSize, EngineError, EngineErrorKind};
+use crate::memory::budget;
 use crate::meta::{self, Kinds, LabelQuarks};
 
 /// Lives from READY→PAUSED to PAUSED→READY.
@@ -22,6 +23,10 @@ pub struct Session {
     pub quarks: LabelQuarks,
     pub kinds: Kinds,
     pub element: Arc<str>,
+    /// Dropped after `stream`: the engine is kept idle or goes.
+    lease: Lease,
+    /// `memory-budget`, in force while the element is there.
+    _budget: Option<budget::Limit>,
 }
 
 /// Names made in advance for an end-to-end model that does not say how many classes it has.
@@ -51,6 +56,11 @@ impl Session {
             }
         }
         let kinds = kinds(settings).map_err(refuse)?;
+        let bytes = settings.memory.memory_budget;
+        // Before anything is loaded that it shall bound.
+        let budget = (bytes != 0).then(|| budget::HOST.limit(element, bytes)).transpose();
+        let _budget = budget.map_err(|conflict| refuse(conflict.to_string()))?;
+        let max_batch = max_batch(settings);
         let wanted = Wanted {
             model,
             library: settings.onnxruntime_library.clone(),
@@ -58,9 +68,11 @@ impl Session {
             threads: settings.thread_count(),
             hint: settings.performance_hint.hint(),
             detectors,
+            max_batch,
+            keep_alive: settings.memory.model_keep_alive.into(),
         };
-        let batcher = registry::get(&wanted)?;
-        let spec = batcher.spec();
+        let lease = registry::get(&wanted)?;
+        let spec = lease.engine().spec();
         let labels =
             labels(settings.label_file.as_deref(), spec.labels.as_ref(), spec.layout.classes, &wanted.model)
                 .map_err(refuse)?;
@@ -69,10 +81,17 @@ impl Session {
             labels,
             kinds,
             element: element.into(),
-            stream: batcher.attach(max_batch(settings)),
+            stream: lease.attach(max_batch)?,
+            lease,
+            _budget,
         };
         session.class_filter(settings).map_err(refuse)?;
         Ok(session)
+    }
+
+    /// How long the engine shall be kept when its last element has left.
+    pub fn keep_engine_for(&self, time: Duration) {
+        self.lease.keep_for(time);
     }
 
     /// A model that always runs another number of frames than is asked for; said once for each engine.

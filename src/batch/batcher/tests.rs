@@ -5,6 +5,7 @@ use crate::batch::ticket::Reduced;
 use crate::decode::{Head, Layout, ModelMetadata, OutputRef, OutputShape};
 use crate::detection::Detection;
 use crate::engine::{BatchSize, Output};
+use crate::memory::budget::{Budget, HOST};
 use crate::preprocess::letterbox::Placement;
 use crate::tensor::{Element, FrameExtent};
 use std::cell::Cell;
@@ -25,6 +26,8 @@ struct FakeEngine {
     runs: mpsc::Sender<usize>,
     /// More frames than this run out of memory.
     memory: AtomicUsize,
+    /// What a run that shrinks gives back.
+    arena: Option<u64>,
 }
 
 impl Engine for FakeEngine {
@@ -69,6 +72,192 @@ impl Engine for FakeEngine {
         read(Output { values: OutputRef::F32(&values), frame_len: output });
         Ok(())
     }
+
+    fn run_and_shrink(
+        &self,
+        batch: &mut BatchTensor,
+        frames: Range<usize>,
+        read: &mut dyn FnMut(Output<'_>),
+    ) -> Result<Option<u64>, EngineError> {
+        self.run(batch, frames, read).map(|()| self.arena)
+    }
+}
+
+/// Runs whatever comes, with an arena from which a run can give back so much. Its ledger is of `budget`.
+pub(crate) fn willing(batch: BatchSize, arena: Option<u64>, budget: &'static Budget) -> Batcher {
+    let (permissions_in, permissions) = mpsc::channel();
+    (0..100_000).for_each(|_| permissions_in.send(()).unwrap());
+    let engine = FakeEngine {
+        spec: spec(batch),
+        permissions: Mutex::new(permissions),
+        runs: mpsc::channel().0,
+        memory: usize::MAX.into(),
+        arena,
+    };
+    let mut ledger = Ledger::new(budget, "fake.onnx");
+    ledger.laid_out(1, ARENA);
+    Batcher::new(Arc::new(engine), ledger).unwrap()
+}
+
+/// Bytes of a frame of [`spec`], and what [`willing`]'s arena grows by for one.
+pub(crate) const FRAME: u64 = 4 * 3 * 32 * 32;
+pub(crate) const ARENA: u64 = 1000;
+
+/// Runs `count` frames in one batch, as far as there is room in one; frames of the batch each was in.
+fn run_together(stream: &Stream, count: usize) -> Vec<Arc<Ticket>> {
+    let slots: Vec<_> = (0..count).map_while(|_| stream.acquire(1, Patience::None).ok()).collect();
+    let tickets: Vec<_> = slots.into_iter().map(|slot| submit(slot, 0.5, Duration::ZERO)).collect();
+    tickets.iter().for_each(|ticket| assert_eq!(confidence(ticket), 0.5));
+    tickets
+}
+
+fn until_idle(batcher: &Batcher) {
+    let deadline = Instant::now() + PATIENCE;
+    while batcher.shared.state.lock().queue.running() > 0 {
+        assert!(Instant::now() < deadline, "it runs for ever");
+        std::thread::yield_now();
+    }
+}
+
+fn report(ticket: &Ticket) -> (u32, Option<Reduced>) {
+    ticket.with_result(|_, report| (report.batch, report.reduced))
+}
+
+#[test]
+fn tensors_go_with_the_last_stream_and_come_with_the_next() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let tensors = || batcher.stats().held.tensors;
+    assert_eq!(tensors(), 0, "nobody is there");
+    for _ in 0..3 {
+        let (one, two) = (batcher.attach(4).unwrap(), batcher.attach(1).unwrap());
+        assert_eq!(tensors(), 2 * 4 * FRAME);
+        run_together(&one, 4);
+        drop(one);
+        assert_eq!(tensors(), 2 * 4 * FRAME);
+        run_together(&two, 1);
+        // While the last batch is being given back, or after that.
+        drop(two);
+        until_idle(&batcher);
+        assert_eq!(tensors(), 0);
+    }
+    assert_eq!(BUDGET.reserved(), batcher.stats().held.total());
+}
+
+#[test]
+fn a_batch_is_as_large_as_the_budget_allows_and_says_so() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let limit = BUDGET.limit("test", 2 * 2 * FRAME + ARENA).unwrap();
+    let stream = batcher.attach(8).unwrap();
+    for _ in 0..3 {
+        let tickets = run_together(&stream, 2);
+        assert_eq!(report(&tickets[0]).0, 2);
+        until_idle(&batcher);
+    }
+    assert_eq!(batcher.stats().batch_limit, 2);
+    let held = batcher.stats().held;
+    assert_eq!((held.tensors, held.arena), (4 * FRAME, ARENA));
+    // More is allowed: a larger batch is tried after a while.
+    drop(limit);
+    let mut tries = 0;
+    while batcher.stats().batch_limit < 8 {
+        run_together(&stream, batcher.stats().batch_limit);
+        until_idle(&batcher);
+        tries += 1;
+        assert!(tries < 1000, "the limit is never raised");
+    }
+    run_together(&stream, 8);
+    assert_eq!(batcher.stats().held.arena, 7 * ARENA);
+}
+
+#[test]
+fn the_first_batch_that_should_be_larger_tells_of_it() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let _limit = BUDGET.limit("test", 2 * 2 * FRAME + ARENA).unwrap();
+    let stream = batcher.attach(8).unwrap();
+    let told = run_together(&stream, 1);
+    assert_eq!(report(&told[0]), (1, Some(Reduced { batch: 1, frames: 8, limit: 2 })));
+    until_idle(&batcher);
+    assert_eq!(report(&run_together(&stream, 1)[0]), (1, None), "it is known by now");
+}
+
+#[test]
+fn a_frame_for_which_the_budget_has_no_room_is_refused_with_the_sum() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let limit = BUDGET.limit("test", FRAME).unwrap();
+    let error = batcher.attach(4).err().expect("two tensors do not fit");
+    assert!(error.kind == EngineErrorKind::NoBudget && error.message.contains("fake.onnx"), "{error}");
+    assert_eq!((batcher.stats().streams, batcher.stats().held.tensors), (0, 0));
+    drop(limit);
+    let stream = batcher.attach(1).unwrap();
+    assert_eq!(batcher.relief().drop_tensors(), 2 * FRAME);
+    let limit = BUDGET.limit("test", FRAME - 1).unwrap();
+    for patience in [Patience::None, Patience::Endless] {
+        let refused = refused(stream.acquire(1, patience));
+        assert!(matches!(refused, Refused::NoRoom(error) if error.message.contains("memory-budget=12287")));
+    }
+    drop(limit);
+    run_together(&stream, 1);
+}
+
+#[test]
+fn batches_are_halved_and_restored() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let stream = batcher.attach(4).unwrap();
+    run_together(&stream, 4);
+    until_idle(&batcher);
+    let relief = batcher.relief();
+    assert_eq!(relief.halve(), Some(2 * 2 * FRAME));
+    assert_eq!(batcher.stats().held.tensors, 2 * 2 * FRAME);
+    assert_eq!(run_together(&stream, 9).len(), 4, "two batches of two");
+    until_idle(&batcher);
+    assert_eq!(relief.halve(), Some(2 * FRAME));
+    assert_eq!(relief.halve(), None, "one frame at the least");
+    assert!(relief.restore() && !relief.restore());
+    assert_eq!(run_together(&stream, 9).len(), 8);
+    until_idle(&batcher);
+    assert_eq!(relief.drop_tensors(), 8 * FRAME);
+    assert_eq!(relief.drop_tensors(), 0);
+    run_together(&stream, 4);
+    let fixed = Arc::new(willing(BatchSize::Fixed(4), None, &BUDGET));
+    assert_eq!(fixed.relief().halve(), None);
+    let gone = batcher.relief();
+    drop((stream, batcher));
+    assert_eq!(
+        (gone.halve(), gone.restore(), gone.drop_tensors(), gone.shrink(true)),
+        (None, false, 0, (false, 0))
+    );
+}
+
+#[test]
+fn the_next_run_shrinks_once_for_who_asks() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let run_one = |batcher: &Arc<Batcher>, stream: &Stream| {
+        run_together(stream, 1);
+        until_idle(batcher);
+    };
+    let batcher = Arc::new(willing(BatchSize::Any, Some(70), &BUDGET));
+    let relief = batcher.relief();
+    assert_eq!(relief.shrink(true), (false, 0), "nobody would run it");
+    let stream = batcher.attach(1).unwrap();
+    run_one(&batcher, &stream);
+    assert_eq!(relief.shrink(false), (false, 0));
+    assert_eq!(relief.shrink(true), (true, 0));
+    (0..3).for_each(|_| run_one(&batcher, &stream));
+    assert_eq!(relief.shrink(true), (true, 70), "of one run");
+    run_one(&batcher, &stream);
+    assert_eq!(relief.shrink(false), (false, 70));
+    assert_eq!(relief.shrink(false), (false, 0), "told once");
+
+    let without = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let stream = without.attach(1).unwrap();
+    assert_eq!(without.relief().shrink(true), (true, 0));
+    run_one(&without, &stream);
+    assert_eq!(without.relief().shrink(true), (false, 0), "it has said that it has none");
 }
 
 /// Dropped from the top: without permissions no run goes on for long.
@@ -112,8 +301,9 @@ fn rig_with(batch: BatchSize, callers: usize, memory: usize) -> Rig {
         permissions: Mutex::new(permissions_out),
         runs: runs_in,
         memory: memory.into(),
+        arena: None,
     });
-    let batcher = Batcher::new(engine.clone() as Arc<dyn Engine>).unwrap();
+    let batcher = Batcher::new(engine.clone() as Arc<dyn Engine>, Ledger::new(&HOST, "fake.onnx")).unwrap();
     Rig { batcher: Arc::new(batcher), permissions, runs, engine: Arc::downgrade(&engine) }
 }
 
@@ -179,7 +369,7 @@ fn refused(outcome: Result<Slot, Refused>) -> Refused {
 #[test]
 fn each_frame_gets_its_own_result_and_batches_form_while_the_engine_is_busy() {
     let rig = rig(BatchSize::Any);
-    let stream = rig.batcher.attach(4);
+    let stream = rig.batcher.attach(4).unwrap();
     let lone = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.9, Duration::ZERO);
     assert_eq!(rig.run(), 1, "an idle engine waits for nobody");
     let values = [0.2, 0.4, 0.6];
@@ -201,7 +391,7 @@ fn each_frame_gets_its_own_result_and_batches_form_while_the_engine_is_busy() {
 fn a_delay_holds_a_batch_until_it_is_full_or_somebody_hurries() {
     let rig = rig(BatchSize::Any);
     rig.permit(2);
-    let stream = rig.batcher.attach(2);
+    let stream = rig.batcher.attach(2).unwrap();
     let first = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.3, PATIENCE);
     assert!(matches!(first.outcome(), Outcome::Pending));
     submit(stream.acquire(1, Patience::Endless).unwrap(), 0.5, PATIENCE);
@@ -216,7 +406,7 @@ fn a_delay_holds_a_batch_until_it_is_full_or_somebody_hurries() {
 fn abandoned_slots_are_holes() {
     let rig = rig(BatchSize::Any);
     rig.permit(2);
-    let stream = rig.batcher.attach(3);
+    let stream = rig.batcher.attach(3).unwrap();
     let (hole, kept) =
         (stream.acquire(1, Patience::Endless).unwrap(), stream.acquire(1, Patience::Endless).unwrap());
     let ticket = submit(kept, 0.8, Duration::ZERO);
@@ -235,7 +425,7 @@ fn abandoned_slots_are_holes() {
 #[test]
 fn the_largest_max_batch_that_is_attached_decides() {
     let rig = rig(BatchSize::Any);
-    let (small, large) = (rig.batcher.attach(1), rig.batcher.attach(4));
+    let (small, large) = (rig.batcher.attach(1).unwrap(), rig.batcher.attach(4).unwrap());
     assert_eq!(rig.batcher.stats().slots, 8);
     let slots: Vec<_> = (0..8).map(|_| small.acquire(1, Patience::None).unwrap()).collect();
     assert!(matches!(refused(small.acquire(1, Patience::None)), Refused::Busy));
@@ -250,7 +440,7 @@ fn the_largest_max_batch_that_is_attached_decides() {
 #[test]
 fn a_fixed_batch_is_what_it_is() {
     let rig = rig(BatchSize::Fixed(2));
-    let stream = rig.batcher.attach(7);
+    let stream = rig.batcher.attach(7).unwrap();
     assert_eq!(rig.batcher.stats().slots, 4);
     let slots = [(); 4].map(|()| stream.acquire(1, Patience::None).unwrap());
     assert!(matches!(refused(stream.acquire(1, Patience::None)), Refused::Busy));
@@ -263,7 +453,7 @@ fn a_fixed_batch_is_what_it_is() {
 #[test]
 fn several_callers_run_at_the_same_time() {
     let rig = rig_with(BatchSize::Any, 3, usize::MAX);
-    let stream = rig.batcher.attach(1);
+    let stream = rig.batcher.attach(1).unwrap();
     assert_eq!(rig.batcher.stats().slots, 3);
     let tickets = [0.2, 0.4, 0.6].map(|value| {
         let ticket = submit(stream.acquire(1, Patience::Endless).unwrap(), value, Duration::ZERO);
@@ -284,7 +474,7 @@ fn several_callers_run_at_the_same_time() {
 #[test]
 fn a_device_with_costly_shapes_sees_few() {
     let rig = rig(BatchSize::Steps);
-    let stream = rig.batcher.attach(6);
+    let stream = rig.batcher.attach(6).unwrap();
     for (frames, run) in [(1, 1), (3, 4), (5, 6), (6, 6)] {
         // Held back, so that they run together.
         let slots: Vec<_> = (0..frames).map(|_| stream.acquire(1, Patience::Endless).unwrap()).collect();
@@ -298,7 +488,7 @@ fn a_device_with_costly_shapes_sees_few() {
 #[test]
 fn a_batch_that_runs_out_of_memory_is_split_and_no_frame_is_lost() {
     let rig = rig_with(BatchSize::Any, 1, 2);
-    let stream = rig.batcher.attach(7);
+    let stream = rig.batcher.attach(7).unwrap();
     rig.permit(1000);
     let handed_in = Cell::new(0);
     let run = |count: usize| {
@@ -341,7 +531,7 @@ fn a_batch_that_runs_out_of_memory_is_split_and_no_frame_is_lost() {
 #[test]
 fn a_frame_for_which_there_is_no_memory_at_all_fails_alone() {
     let rig = rig_with(BatchSize::Any, 1, 0);
-    let stream = rig.batcher.attach(2);
+    let stream = rig.batcher.attach(2).unwrap();
     rig.permit(100);
     let slots = [(); 2].map(|()| stream.acquire(1, Patience::Endless).unwrap());
     for ticket in slots.map(|slot| submit(slot, 0.5, Duration::ZERO)) {
@@ -357,7 +547,7 @@ fn a_frame_for_which_there_is_no_memory_at_all_fails_alone() {
 #[test]
 fn a_fixed_batch_cannot_be_split() {
     let rig = rig_with(BatchSize::Fixed(4), 1, 2);
-    let stream = rig.batcher.attach(4);
+    let stream = rig.batcher.attach(4).unwrap();
     rig.permit(2);
     let ticket = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
     assert!(matches!(ticket.wait(), Outcome::Failed(_)));
@@ -368,7 +558,7 @@ fn a_fixed_batch_cannot_be_split() {
 #[test]
 fn a_frame_that_nobody_wants_any_more_is_not_run() {
     let rig = rig(BatchSize::Any);
-    let stream = rig.batcher.attach(1);
+    let stream = rig.batcher.attach(1).unwrap();
     submit(stream.acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
     rig.run();
     let late = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
@@ -383,7 +573,7 @@ fn a_frame_that_nobody_wants_any_more_is_not_run() {
 #[test]
 fn patience_has_an_end_and_keeps_the_turn() {
     let rig = rig(BatchSize::Any);
-    let (file, camera) = (rig.batcher.attach(1), rig.batcher.attach(1));
+    let (file, camera) = (rig.batcher.attach(1).unwrap(), rig.batcher.attach(1).unwrap());
     rig.occupy(&file);
     let soon = || Patience::Until(Instant::now() + Duration::from_millis(5));
     assert!(matches!(refused(camera.acquire(1, soon())), Refused::Busy));
@@ -403,13 +593,13 @@ fn streams_that_wait_are_served_in_turn() {
     const STREAMS: usize = 4;
     const ROUNDS: usize = 5;
     let rig = rig(BatchSize::Any);
-    let first = rig.batcher.attach(1);
+    let first = rig.batcher.attach(1).unwrap();
     // Everyone else stands in line.
     rig.occupy(&first);
     let (order_in, order) = mpsc::channel();
     std::thread::scope(|scope| {
         for id in 0..STREAMS {
-            let (stream, order_in) = (rig.batcher.attach(1), order_in.clone());
+            let (stream, order_in) = (rig.batcher.attach(1).unwrap(), order_in.clone());
             scope.spawn(move || {
                 for _ in 0..ROUNDS {
                     let slot = stream.acquire(1, Patience::Endless).unwrap();
@@ -434,7 +624,7 @@ fn streams_that_wait_are_served_in_turn() {
 #[test]
 fn a_stream_that_does_not_wait_keeps_its_turn() {
     let rig = rig(BatchSize::Any);
-    let (file, camera) = (rig.batcher.attach(1), rig.batcher.attach(1));
+    let (file, camera) = (rig.batcher.attach(1).unwrap(), rig.batcher.attach(1).unwrap());
     rig.occupy(&file);
     assert!(matches!(refused(camera.acquire(1, Patience::None)), Refused::Busy));
     std::thread::scope(|scope| {
@@ -459,7 +649,7 @@ fn a_stream_that_does_not_wait_keeps_its_turn() {
 #[test]
 fn an_idle_engine_waits_for_no_absent_stream() {
     let rig = rig(BatchSize::Any);
-    let (file, camera) = (rig.batcher.attach(1), rig.batcher.attach(1));
+    let (file, camera) = (rig.batcher.attach(1).unwrap(), rig.batcher.attach(1).unwrap());
     rig.occupy(&file);
     assert!(matches!(refused(camera.acquire(1, Patience::None)), Refused::Busy));
     rig.permit(3);
@@ -470,7 +660,7 @@ fn an_idle_engine_waits_for_no_absent_stream() {
 #[test]
 fn a_flush_frees_a_waiter_and_gives_its_place_up() {
     let rig = rig(BatchSize::Any);
-    let (stays, flushes) = (rig.batcher.attach(1), rig.batcher.attach(1));
+    let (stays, flushes) = (rig.batcher.attach(1).unwrap(), rig.batcher.attach(1).unwrap());
     rig.occupy(&stays);
     assert!(matches!(refused(flushes.acquire(1, Patience::None)), Refused::Busy));
     flushes.set_flushing(true);
@@ -488,7 +678,7 @@ fn a_flush_frees_a_waiter_and_gives_its_place_up() {
 #[test]
 fn a_failing_run_fails_its_frames_and_no_others() {
     let rig = rig(BatchSize::Any);
-    let stream = rig.batcher.attach(2);
+    let stream = rig.batcher.attach(2).unwrap();
     let (a, b) =
         (stream.acquire(1, Patience::Endless).unwrap(), stream.acquire(1, Patience::Endless).unwrap());
     let (a, b) = (submit(a, POISON, PATIENCE), submit(b, 0.5, PATIENCE));
@@ -502,7 +692,7 @@ fn a_failing_run_fails_its_frames_and_no_others() {
 #[test]
 fn a_panic_loses_the_engine_for_every_stream() {
     let rig = rig(BatchSize::Any);
-    let (one, two) = (rig.batcher.attach(1), rig.batcher.attach(1));
+    let (one, two) = (rig.batcher.attach(1).unwrap(), rig.batcher.attach(1).unwrap());
     let ran = submit(one.acquire(1, Patience::Endless).unwrap(), PANIC, Duration::ZERO);
     rig.run();
     let full = two.acquire(1, Patience::Endless).unwrap();
@@ -523,7 +713,7 @@ fn a_panic_loses_the_engine_for_every_stream() {
 #[test]
 fn a_panic_beside_another_run_loses_the_engine_and_not_that_run() {
     let rig = rig_with(BatchSize::Any, 3, usize::MAX);
-    let stream = rig.batcher.attach(1);
+    let stream = rig.batcher.attach(1).unwrap();
     // The first to run gets the first permission.
     let panics = submit(stream.acquire(1, Patience::Endless).unwrap(), PANIC, Duration::ZERO);
     rig.run();
@@ -547,7 +737,7 @@ fn a_panic_beside_another_run_loses_the_engine_and_not_that_run() {
 #[test]
 fn the_end_leaves_nobody_waiting() {
     let Rig { batcher, permissions, runs, .. } = rig(BatchSize::Any);
-    let stream = batcher.attach(2);
+    let stream = batcher.attach(2).unwrap();
     let running = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
     runs.recv_timeout(PATIENCE).unwrap();
     let handed_in = submit(stream.acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
@@ -567,7 +757,7 @@ fn the_end_leaves_nobody_waiting() {
 #[test]
 fn an_engine_ends_with_its_last_stream() {
     let Rig { batcher, permissions, runs, .. } = rig(BatchSize::Any);
-    let streams = [batcher.attach(1), batcher.attach(1)];
+    let streams = [batcher.attach(1).unwrap(), batcher.attach(1).unwrap()];
     drop(batcher);
     let ticket = submit(streams[0].acquire(1, Patience::Endless).unwrap(), 0.5, Duration::ZERO);
     permissions.send(()).unwrap();

@@ -1,0 +1,236 @@
+//! The registry with engines that are none.
+
+use super::*;
+use crate::batch::Ledger;
+use crate::batch::batcher::tests::{spec, submit};
+use crate::batch::{Outcome, Patience};
+use crate::engine::{BatchSize, Engine, ModelSpec, Output};
+use crate::memory::budget::HOST;
+use crate::tensor::BatchTensor;
+use std::ops::Range;
+use std::sync::mpsc;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Panics(ModelSpec);
+
+impl Engine for Panics {
+    fn spec(&self) -> &ModelSpec {
+        &self.0
+    }
+
+    fn run(
+        &self,
+        _: &mut BatchTensor,
+        _: Range<usize>,
+        _: &mut dyn FnMut(Output<'_>),
+    ) -> Result<(), EngineError> {
+        panic!("as the test wants it");
+    }
+}
+
+pub fn key(model_hash: u128) -> EngineKey {
+    EngineKey { model_hash, head: None, threads: 4, plan: Plan { callers: 1, threads: 4 } }
+}
+
+fn batcher() -> Result<Batcher, EngineError> {
+    Batcher::new(Arc::new(Panics(spec(BatchSize::Any))), Ledger::new(&HOST, "fake.onnx"))
+}
+
+pub fn registry() -> &'static Registry {
+    Box::leak(Box::default())
+}
+
+fn load(registry: &'static Registry, key: EngineKey, any_plan: bool) -> Lease {
+    registry.get(key, any_plan, batcher).unwrap()
+}
+
+fn same(one: &Lease, other: &Lease) -> bool {
+    Arc::ptr_eq(one.engine(), other.engine())
+}
+
+#[test]
+fn who_leaves_the_plan_open_takes_what_is_there() {
+    let registry = registry();
+    let latency = key(4);
+    let throughput = EngineKey { plan: Plan { callers: 4, threads: 1 }, ..key(4) };
+    let first = load(registry, throughput.clone(), true);
+    assert!(same(&first, &load(registry, latency.clone(), true)));
+    let second = load(registry, latency.clone(), false);
+    assert!(!same(&first, &second), "a plan that was asked for is kept to");
+    drop(first);
+    assert!(same(&second, &load(registry, throughput.clone(), true)));
+    assert!(!same(&second, &load(registry, key(5), true)), "another model");
+    let threads = EngineKey { threads: 2, ..latency };
+    assert!(!same(&second, &load(registry, threads, true)), "threads were asked for");
+}
+
+#[test]
+fn who_leaves_the_plan_open_waits_for_another_plan_s_load() {
+    let throughput = || EngineKey { plan: Plan { callers: 4, threads: 1 }, ..key(6) };
+    for fails in [false, true] {
+        let registry = registry();
+        let (begun_in, begun) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let (begun_in, may_go_on) = (begun_in, may_go_on);
+                registry.get(throughput(), false, || {
+                    begun_in.send(()).unwrap();
+                    may_go_on.recv_timeout(PATIENCE).unwrap();
+                    match fails {
+                        true => Err(EngineError::new(EngineErrorKind::Run, "no", "")),
+                        false => batcher(),
+                    }
+                })
+            });
+            begun.recv_timeout(PATIENCE).unwrap();
+            let second = scope.spawn(|| {
+                let mut loaded = false;
+                let engine = registry.get(key(6), true, || {
+                    loaded = true;
+                    batcher()
+                });
+                (engine.unwrap(), loaded)
+            });
+            go_on.send(()).unwrap();
+            let first = first.join().unwrap();
+            let (second, loaded) = second.join().unwrap();
+            assert_eq!((first.is_err(), loaded), (fails, fails));
+            assert!(first.is_ok_and(|first| same(&first, &second)) != fails);
+        });
+    }
+}
+
+#[test]
+fn a_failed_load_is_tried_again_by_those_who_waited() {
+    let registry = registry();
+    let tries = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let outcome = registry.get(key(1), false, || {
+                    tries.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(2));
+                    Err(EngineError::new(EngineErrorKind::Run, "no", ""))
+                });
+                assert_eq!(outcome.err().map(|error| error.message), Some("no".to_string()));
+            });
+        }
+    });
+    assert_eq!(tries.load(Ordering::Relaxed), 8);
+}
+
+#[test]
+fn a_sound_engine_is_shared_and_a_lost_one_is_loaded_anew() {
+    let registry = registry();
+    let get = || load(registry, key(3), false);
+    let first = get();
+    assert!(same(&first, &get()));
+    let stream = first.engine().attach(1).unwrap();
+    let slot = stream.acquire(1, Patience::Endless).ok().unwrap();
+    assert!(matches!(submit(slot, 0.5, Duration::ZERO).wait(), Outcome::EngineLost(_)));
+    let second = get();
+    assert!(!same(&first, &second), "elements that still hold the lost one are no matter");
+    drop((first, stream));
+    assert!(same(&second, &get()));
+    let gone = Arc::downgrade(second.engine());
+    drop(second);
+    assert!(gone.upgrade().is_none(), "the registry holds no engine by itself");
+    get();
+}
+
+#[test]
+fn a_panic_while_loading_leaves_nobody_waiting() {
+    let registry = registry();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = registry.get(key(2), false, || panic!("in the load"));
+    }));
+    assert!(outcome.is_err());
+    assert!(
+        registry.get(key(2), false, || Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err()
+    );
+}
+
+fn leave(lease: Lease, keep_alive: Duration) {
+    lease.keep_for(keep_alive);
+    drop(lease);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn an_idle_engine_is_there_for_who_returns() {
+    let registry = registry();
+    let (one, two) = (load(registry, key(7), false), load(registry, key(7), false));
+    let engine = Arc::downgrade(one.engine());
+    leave(one, HOUR);
+    assert_eq!(registry.idle_engines(), 0, "it is in use");
+    leave(two, Duration::ZERO);
+    assert_eq!(registry.idle_engines(), 1, "the longest of all counts");
+    let back = load(registry, key(7), false);
+    assert!(std::ptr::eq(Arc::as_ptr(back.engine()), engine.as_ptr()));
+    assert_eq!(registry.idle_engines(), 0);
+    leave(back, Duration::ZERO);
+    assert_eq!(registry.evict_oldest(), Some(0));
+    assert!(engine.upgrade().is_none());
+    assert_eq!((registry.evict_oldest(), registry.reliefs().len()), (None, 0));
+}
+
+#[test]
+fn a_lost_engine_is_not_kept() {
+    let registry = registry();
+    let lease = load(registry, key(8), false);
+    let stream = lease.engine().attach(1).unwrap();
+    let slot = stream.acquire(1, Patience::Endless).ok().unwrap();
+    assert!(matches!(submit(slot, 0.5, Duration::ZERO).wait(), Outcome::EngineLost(_)));
+    drop(stream);
+    leave(lease, HOUR);
+    assert_eq!(registry.idle_engines(), 0);
+}
+
+#[test]
+fn who_was_used_least_recently_makes_room_first() {
+    let registry = registry();
+    let leases = [1, 2, 3].map(|model| load(registry, key(model), false));
+    let engines = leases.each_ref().map(|lease| Arc::downgrade(lease.engine()));
+    let [one, two, three] = leases;
+    [two, one].into_iter().for_each(|lease| leave(lease, HOUR));
+    // Back for a moment, which makes it the latest.
+    leave(load(registry, key(2), false), HOUR);
+    let tries = AtomicUsize::new(0);
+    let there = || engines.each_ref().map(|engine| engine.upgrade().is_some());
+    let mut seen = Vec::new();
+    let outcome: Result<(), _> = registry.with_room(|| {
+        tries.fetch_add(1, Ordering::Relaxed);
+        seen.push(there());
+        Err(EngineError::new(EngineErrorKind::NoBudget, "no", ""))
+    });
+    assert_eq!(outcome.unwrap_err().message, "no");
+    assert_eq!(seen, [[true, true, true], [false, true, true], [false, false, true]]);
+    // Another failure is no reason for it.
+    leave(three, HOUR);
+    let failed: Result<(), _> = registry.with_room(|| Err(EngineError::new(EngineErrorKind::Run, "no", "")));
+    assert!(failed.is_err() && registry.idle_engines() == 1);
+    registry.with_room(|| Ok(())).unwrap();
+}
+
+#[test]
+fn an_idle_engine_ends_when_its_time_is_over_and_no_other() {
+    let registry = registry();
+    let (short, long) = (load(registry, key(1), false), load(registry, key(2), false));
+    let engines = [&short, &long].map(|lease| Arc::downgrade(lease.engine()));
+    leave(long, HOUR);
+    leave(short, Duration::from_millis(1));
+    let deadline = Instant::now() + PATIENCE;
+    while engines[0].upgrade().is_some() {
+        assert!(Instant::now() < deadline, "it never ends");
+        std::thread::yield_now();
+    }
+    assert!(registry.idle_engines() == 1 && registry.engines.lock().keeper);
+    registry.evict_oldest();
+    while registry.engines.lock().keeper {
+        assert!(Instant::now() < deadline, "the thread stays without need");
+        std::thread::yield_now();
+    }
+}
