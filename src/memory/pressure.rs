@@ -207,6 +207,27 @@ pub struct Change {
     pub threshold: u64,
 }
 
+/// Of the resident set where the user sets none.
+pub const PROCESS_STEPS: Steps = [2_000_000_000, 3_000_000_000, 4_000_000_000];
+/// Of this process on a GPU.
+pub const GPU_STEPS: [u64; 2] = [1_000_000_000, 1_500_000_000];
+
+/// Those of a watcher for whom the user sets nothing.
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            process: PROCESS_STEPS,
+            process_degrades: [false; 3],
+            budget: None,
+            gpu: GPU_STEPS,
+            gpu_degrades: [false; 2],
+            gpu_budget: None,
+            cooldown: Duration::from_secs(30),
+            react: true,
+        }
+    }
+}
+
 /// One watcher's level from sample to sample.
 #[derive(Clone, Debug, Default)]
 pub struct Levels {

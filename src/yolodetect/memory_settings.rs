@@ -4,7 +4,7 @@ use gst::glib;
 use gst::prelude::*;
 
 use crate::memory::pool::Rules;
-use crate::memory::pressure::{Steps, Thresholds};
+use crate::memory::pressure::{GPU_STEPS, PROCESS_STEPS, Steps, Thresholds};
 
 #[derive(Clone, Debug)]
 pub struct MemorySettings {
@@ -28,8 +28,6 @@ pub struct MemorySettings {
     pub metrics_address: Option<String>,
 }
 
-const PROCESS_DEFAULTS: Steps = [2_000_000_000, 3_000_000_000, 4_000_000_000];
-const GPU_DEFAULTS: [u64; 2] = [1_000_000_000, 1_500_000_000];
 const PROCESS_NAMES: [&str; 3] = ["memory-warning", "memory-critical", "memory-emergency"];
 const GPU_NAMES: [&str; 2] = ["gpu-memory-warning", "gpu-memory-critical"];
 
@@ -85,7 +83,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             PROCESS_NAMES[0],
             "Memory warning",
             "Resident bytes of the process from which on memory pressure is warning",
-            PROCESS_DEFAULTS[0],
+            PROCESS_STEPS[0],
         )
         .mutable_playing()
         .build(),
@@ -93,7 +91,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             PROCESS_NAMES[1],
             "Memory critical",
             "Resident bytes of the process from which on it is critical; set by the user, it may cost inferences",
-            PROCESS_DEFAULTS[1],
+            PROCESS_STEPS[1],
         )
         .mutable_playing()
         .build(),
@@ -101,7 +99,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             PROCESS_NAMES[2],
             "Memory emergency",
             "Resident bytes of the process from which on it is emergency; set by the user, frames then pass uninferred",
-            PROCESS_DEFAULTS[2],
+            PROCESS_STEPS[2],
         )
         .mutable_playing()
         .build(),
@@ -109,7 +107,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             GPU_NAMES[0],
             "GPU memory warning",
             "Bytes of this process on a GPU from which on memory pressure is warning",
-            GPU_DEFAULTS[0],
+            GPU_STEPS[0],
         )
         .mutable_playing()
         .build(),
@@ -117,7 +115,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             GPU_NAMES[1],
             "GPU memory critical",
             "Bytes of this process on a GPU from which on it is critical; set by the user, it may cost inferences",
-            GPU_DEFAULTS[1],
+            GPU_STEPS[1],
         )
         .mutable_playing()
         .build(),
@@ -245,11 +243,11 @@ impl MemorySettings {
     }
 
     fn process_steps(&self) -> Steps {
-        std::array::from_fn(|step| self.process[step].unwrap_or(PROCESS_DEFAULTS[step]))
+        std::array::from_fn(|step| self.process[step].unwrap_or(PROCESS_STEPS[step]))
     }
 
     fn gpu_steps(&self) -> [u64; 2] {
-        std::array::from_fn(|step| self.gpu[step].unwrap_or(GPU_DEFAULTS[step]))
+        std::array::from_fn(|step| self.gpu[step].unwrap_or(GPU_STEPS[step]))
     }
 
     pub fn pool_rules(&self) -> Rules {
@@ -259,10 +257,10 @@ impl MemorySettings {
     /// As the monitor wants them.
     pub fn thresholds(&self) -> Thresholds {
         Thresholds {
-            process: in_order(self.process, PROCESS_DEFAULTS),
+            process: in_order(self.process, PROCESS_STEPS),
             process_degrades: self.process.map(|set| set.is_some()),
             budget: (self.memory_budget != 0).then_some(self.memory_budget),
-            gpu: in_order(self.gpu, GPU_DEFAULTS),
+            gpu: in_order(self.gpu, GPU_STEPS),
             gpu_degrades: self.gpu.map(|set| set.is_some()),
             gpu_budget: (self.gpu_memory_budget != 0).then_some(self.gpu_memory_budget),
             cooldown: self.pressure_cooldown.into(),
@@ -292,7 +290,7 @@ mod tests {
             let thresholds = settings.thresholds();
             (thresholds.process, thresholds.process_degrades)
         };
-        assert_eq!(process(&settings), (PROCESS_DEFAULTS, [false; 3]));
+        assert_eq!(process(&settings), (PROCESS_STEPS, [false; 3]));
         assert!(settings.set("memory-critical", &5_000_000_000u64.to_value()));
         assert_eq!(process(&settings), ([2_000_000_000, 5_000_000_000, 5_000_000_000], [false, true, false]));
         assert!(settings.set("memory-critical", &1_000_000_000u64.to_value()));
@@ -300,7 +298,7 @@ mod tests {
         assert!(settings.set("memory-warning", &u64::MAX.to_value()));
         // The user's own contradiction stays as it is.
         assert_eq!(process(&settings).0, [u64::MAX, 1_000_000_000, u64::MAX]);
-        assert_eq!(settings.get("memory-emergency").unwrap().get::<u64>().unwrap(), PROCESS_DEFAULTS[2]);
+        assert_eq!(settings.get("memory-emergency").unwrap().get::<u64>().unwrap(), PROCESS_STEPS[2]);
     }
 
     #[test]
@@ -310,7 +308,7 @@ mod tests {
             let thresholds = settings.thresholds();
             (thresholds.gpu, thresholds.gpu_degrades, thresholds.gpu_budget)
         };
-        assert_eq!(gpu(&settings), (GPU_DEFAULTS, [false; 2], None));
+        assert_eq!(gpu(&settings), (GPU_STEPS, [false; 2], None));
         assert!(settings.set("gpu-memory-budget", &8_000_000_000u64.to_value()));
         assert!(settings.set("gpu-memory-critical", &500_000_000u64.to_value()));
         assert_eq!(gpu(&settings), ([500_000_000; 2], [false, true], Some(8_000_000_000)));
