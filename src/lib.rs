@@ -20,6 +20,8 @@ pub mod meta;
 
 pub mod memory;
 
+pub mod history;
+
 pub mod yolooverlay;
 
 pub mod yolojson;
