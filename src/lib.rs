@@ -22,6 +22,8 @@ pub mod memory;
 
 pub mod history;
 
+pub mod pressure_event;
+
 pub mod yolooverlay;
 
 pub mod yolojson;

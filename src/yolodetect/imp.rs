@@ -5,7 +5,8 @@
 //! exception: `intake` belongs to the streaming thread and is only touched under the sink pad's stream lock.
 //!
 //! Lock order: `intake` → `session` → `settings` → `tuning`; `switch` → `session`; the small ones
-//! (`stats`, `ledger`, `last_report`, `last_reduced`, those of the FIFO and of `live`) are leaves.
+//! (`stats`, `ledger`, `last_report`, `last_reduced`, those of the FIFO, of `live` and of `pressure`) are leaves, but that
+//! the history's is taken with a ticket's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -21,6 +22,7 @@ use super::inflight::Inflight;
 use super::intake::Intake;
 use super::live::{self, Live};
 use super::negotiation;
+use super::pressure::Pressure;
 use super::session::{Session, Tuning};
 use super::settings::{self, Settings};
 use super::stats::Stats;
@@ -45,7 +47,7 @@ pub struct YoloDetect {
     /// The settings changed since `tuning` was worked out.
     pub(super) retune: AtomicBool,
     pub(super) intake: Mutex<Intake>,
-    pub(super) inflight: Inflight,
+    pub(super) inflight: Arc<Inflight>,
     /// Held while flow and task are started or stopped together, or one thread could start what another has just
     /// stopped. Never while waiting for the task.
     pub(super) switch: Mutex<()>,
@@ -133,7 +135,14 @@ impl ObjectImpl for YoloDetect {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        self.settings.lock().set(pspec.name(), value);
+        // Let go of last: without it an engine may end, which takes its time.
+        let session = self.session();
+        let mut settings = self.settings.lock();
+        settings.set(pspec.name(), value);
+        if let Some(session) = &session {
+            session.pressure.follow(&settings.memory);
+        }
+        drop(settings);
         self.retune.store(true, Ordering::Release);
     }
 
@@ -212,7 +221,9 @@ impl YoloDetect {
     fn open(&self) -> Result<(), gst::StateChangeError> {
         let settings = self.settings.lock().clone();
         let detectors = DETECTORS.load(Ordering::Relaxed);
-        let session = Session::open(&settings, &self.obj().name(), detectors).map_err(|error| {
+        let name = self.obj().name();
+        let pressure = Pressure::new(&settings.memory, &name, Arc::downgrade(&self.inflight));
+        let session = Session::open(&settings, &name, detectors, pressure).map_err(|error| {
             self.post_engine_error(&error);
             gst::StateChangeError
         })?;
@@ -250,7 +261,10 @@ impl YoloDetect {
         *self.last_report.lock() = None;
         self.failures.store(0, Ordering::Relaxed);
         *self.last_reduced.lock() = None;
-        *self.session.lock() = Some(Arc::new(session));
+        let session = Arc::new(session);
+        *self.session.lock() = Some(session.clone());
+        // What was set while the model was loading.
+        session.pressure.follow(&self.settings.lock().memory);
         Ok(())
     }
 

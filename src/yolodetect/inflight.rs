@@ -91,6 +91,8 @@ struct State {
     ended: bool,
     /// Counts flushes: what was begun before one must not go on after it.
     generation: u64,
+    /// The task has something to tell; outlives flushes and breaks.
+    poked: bool,
 }
 
 pub struct Inflight {
@@ -111,6 +113,7 @@ impl Default for Inflight {
                 refusing: false,
                 ended: false,
                 generation: 0,
+                poked: false,
             }),
             room: Condvar::new(),
             filled: Condvar::new(),
@@ -209,6 +212,8 @@ pub enum Next {
     /// Wait for this ticket, until the deadline if there is one, then ask again with [`Inflight::take`].
     Frame(Option<Arc<Ticket>>, Option<Instant>),
     Other,
+    /// Somebody called [`Inflight::poke`]; the first item stays where it is.
+    Poked,
 }
 
 impl Inflight {
@@ -273,6 +278,9 @@ impl Inflight {
         let mut state = self.state.lock();
         loop {
             state.flow?;
+            if std::mem::take(&mut state.poked) {
+                return Ok((Next::Poked, state.generation));
+            }
             match state.items.front() {
                 Some(Item::Frame(frame)) => {
                     return Ok((Next::Frame(frame.ticket.clone(), frame.deadline), state.generation));
@@ -281,6 +289,12 @@ impl Inflight {
                 None => self.filled.wait(&mut state),
             }
         }
+    }
+
+    /// Wakes the task where it waits for an item, once; where it does not run, when it does. Returns at once.
+    pub fn poke(&self) {
+        self.state.lock().poked = true;
+        self.filled.notify_one();
     }
 
     /// Takes the first item, unless there was a flush since `generation`.
@@ -429,6 +443,31 @@ mod tests {
             }
         }
         assert_eq!(inflight.frames(), 0);
+    }
+
+    #[test]
+    fn a_poke_is_heard_once_between_items_and_after_a_flush() {
+        let inflight = open();
+        let next = || match inflight.next() {
+            Ok((Next::Poked, _)) => "poked",
+            Ok((Next::Frame(..), _)) => "frame",
+            Ok((Next::Other, _)) => "other",
+            Err(_) => "stopped",
+        };
+        inflight.reserve(2).unwrap().fill(frame(0, None)).unwrap();
+        inflight.poke();
+        inflight.poke();
+        assert_eq!([next(), next()], ["poked", "frame"]);
+        inflight.poke();
+        inflight.stop();
+        assert_eq!(next(), "stopped");
+        inflight.start();
+        assert_eq!(next(), "poked");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(next);
+            inflight.poke();
+            assert_eq!(waiting.join().unwrap(), "poked");
+        });
     }
 
     #[test]

@@ -122,7 +122,10 @@ impl YoloDetect {
         let size = (info.width(), info.height());
         let pass = |buffer, status| Frame { buffer, number, size, status, ticket: None, deadline: None };
         let pts = buffer.pts();
-        if !intake.thinning.due(pts, tuning.interval, tuning.max_fps) {
+        let Some((interval, max_fps)) = session.pressure.allowed(tuning.interval, tuning.max_fps) else {
+            return place.fill(pass(buffer, Status::Pressure));
+        };
+        if !intake.thinning.due(pts, interval, max_fps) {
             return place.fill(pass(buffer, Status::Interval));
         }
         let live = self.upstream_is_live();
@@ -178,7 +181,7 @@ impl YoloDetect {
         }
         let letterbox = *converter.letterbox();
         self.stats.lock().preprocessed(start.elapsed());
-        intake.thinning.inferred(pts, tuning.max_fps);
+        intake.thinning.inferred(pts, max_fps);
         slot.submit(Job {
             ticket: ticket.clone(),
             thresholds: tuning.thresholds.clone(),
@@ -299,6 +302,9 @@ impl YoloDetect {
         intake.pace = Pace::default();
         drop(intake);
         self.live.forget();
+        if let Some(session) = self.session() {
+            session.pressure.tell_again();
+        }
         let _switch = self.switch.lock();
         // Or a task would run on a pad that was deactivated meanwhile.
         if !self.srcpad.is_active() {

@@ -17,6 +17,7 @@ mod live;
 mod memory_settings;
 mod negotiation;
 mod outlet;
+mod pressure;
 mod report;
 mod session;
 mod settings;

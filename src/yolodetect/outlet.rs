@@ -13,6 +13,7 @@ use crate::batch::Outcome;
 use crate::batch::ticket::RunReport;
 use crate::detection::Detection;
 use crate::engine::{EngineError, EngineErrorKind};
+use crate::history;
 use crate::meta::{self, FrameInfo, Status};
 
 /// Ids of detections, unique in the process and so in every stream, also behind several elements.
@@ -32,26 +33,29 @@ impl YoloDetect {
             }
             return;
         };
-        if let Next::Frame(Some(ticket), deadline) = next {
-            match deadline {
-                Some(deadline) if !ticket.wait_until(deadline) => {
+        match next {
+            Next::Poked => return self.take_notice(),
+            Next::Frame(Some(ticket), Some(deadline)) => {
+                if !ticket.wait_until(deadline) {
                     ticket.cancel();
                 }
-                Some(_) => (),
-                None => {
-                    ticket.wait();
-                }
             }
+            Next::Frame(Some(ticket), None) => {
+                ticket.wait();
+            }
+            Next::Frame(None, _) | Next::Other => (),
         }
         match self.inflight.take(generation) {
             Some(Item::Frame(frame)) => self.push_frame(frame),
             Some(Item::Event(event)) => {
-                gst::log!(CAT, imp = self, "event {:?}", event.type_());
-                if event.type_() == gst::EventType::Eos {
+                let kind = event.type_();
+                gst::log!(CAT, imp = self, "event {kind:?}");
+                if kind == gst::EventType::Eos {
                     // The last word, however short the stream was.
                     self.report_stats(true);
                 }
                 self.srcpad.push_event(event);
+                self.follow_stream(kind);
             }
             Some(Item::Query(crossing)) => crossing.let_pass(),
             None => (),
@@ -104,12 +108,17 @@ impl YoloDetect {
                 self.report_reduced(session, reduced);
             }
         }
+        let pts = buffer.pts().map(gst::ClockTime::nseconds);
         let mut attach = |detections: &[Detection], report: &RunReport| {
+            let first_id = NEXT_DETECTION.fetch_add(detections.len() as u32, Ordering::Relaxed);
+            if status == Status::Inferred {
+                session.pressure.history.record(history::Frame { number, pts, first_id, size }, detections);
+            }
             let info = FrameInfo {
                 element: session.element.clone(),
                 frame: number,
                 status,
-                first_id: NEXT_DETECTION.fetch_add(detections.len() as u32, Ordering::Relaxed),
+                first_id,
                 inference_time: report.inference.try_into().unwrap_or(gst::ClockTime::ZERO),
                 batch: report.batch,
             };

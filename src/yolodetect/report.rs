@@ -100,7 +100,8 @@ impl YoloDetect {
             .field("callers", spec.callers as u32)
             .field("batch-limit", engine.batch_limit as u32)
             .build();
-        builder.field("engine", engine).build()
+        let history = session.pressure.history.frames() as u64;
+        builder.field("engine", engine).field("history-frames", history).build()
     }
 
     /// Posts the statistics when it is time to, or in any case where they are wanted at all and this is the `end`.

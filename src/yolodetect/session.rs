@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::live::Live;
+use super::pressure::Pressure;
 use super::settings::{MetaChoice, Overload, Settings};
 use crate::batch::Stream;
 use crate::batch::batcher::BatcherStats;
@@ -27,6 +28,7 @@ pub struct Session {
     lease: Lease,
     /// `memory-budget`, in force while the element is there.
     _budget: Option<budget::Limit>,
+    pub pressure: Pressure,
 }
 
 /// Names made in advance for an end-to-end model that does not say how many classes it has.
@@ -38,7 +40,12 @@ const MAX_AUTO_IN_FLIGHT: usize = 16;
 impl Session {
     /// Checks the settings and gets the engine, loading it where no other element has it. `detectors` are in this
     /// process, this one included.
-    pub fn open(settings: &Settings, element: &str, detectors: usize) -> Result<Self, EngineError> {
+    pub fn open(
+        settings: &Settings,
+        element: &str,
+        detectors: usize,
+        pressure: Pressure,
+    ) -> Result<Self, EngineError> {
         let refuse = |message: String| EngineError::new(EngineErrorKind::Settings, message, "");
         let Some(model) = settings.model_file.clone() else {
             return Err(EngineError::new(
@@ -84,6 +91,7 @@ impl Session {
             stream: lease.attach(max_batch)?,
             lease,
             _budget,
+            pressure,
         };
         session.class_filter(settings).map_err(refuse)?;
         Ok(session)

@@ -45,6 +45,7 @@ pub struct Stats {
     inferred: u64,
     interval: u64,
     overload: u64,
+    pressure: u64,
     failed: u64,
     detections: u64,
     batch_sum: u64,
@@ -85,7 +86,7 @@ impl Stats {
             Status::Interval => self.interval += 1,
             Status::Overload => self.overload += 1,
             Status::Failed => self.failed += 1,
-            Status::Pressure => (),
+            Status::Pressure => self.pressure += 1,
         }
     }
 
@@ -98,6 +99,7 @@ impl Stats {
             .field("inferred", self.inferred)
             .field("skipped-interval", self.interval)
             .field("skipped-overload", self.overload)
+            .field("skipped-pressure", self.pressure)
             .field("failed", self.failed)
             .field("detections", self.detections)
             .field("mean-batch-fill", fill);

@@ -10,11 +10,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Once, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gst_app::{AppSink, AppSrc};
 use gst_video::VideoRegionOfInterestMeta;
+use gstyolodetect::memory::pressure::{Level, Levels, Thresholds};
+use gstyolodetect::memory::sample::{Sample, Sampler, SystemSampler};
 use parking_lot::Mutex;
 
 /// Long enough for a loaded machine, short enough to tell a hang.
@@ -210,6 +212,20 @@ pub fn in_own_process_with(test: &str, variables: &[(&str, &str)]) -> bool {
 
 pub fn is_child() -> bool {
     env::var_os(CHILD).is_some()
+}
+
+/// Whether nothing but a test's own doing puts memory under pressure; else says that `test` is skipped.
+pub fn memory_is_calm(test: &str) -> bool {
+    let mut sample = Sample::default();
+    SystemSampler::default().sample(&mut sample);
+    sample.resident = 0;
+    let mut levels = Levels::default();
+    levels.observe(&sample, &Thresholds::default(), Instant::now());
+    let calm = levels.level() == Level::Nominal;
+    if !calm {
+        skip(test, &format!("memory is short on this machine: {sample:?}"));
+    }
+    calm
 }
 
 /// A picture of `target/assets/pictures`, in RGB.
