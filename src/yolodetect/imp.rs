@@ -23,6 +23,7 @@ use super::intake::Intake;
 use super::live::{self, Live};
 use super::negotiation;
 use super::pressure::Pressure;
+use super::recent;
 use super::session::{Session, Tuning};
 use super::settings::{self, Settings};
 use super::stats::Stats;
@@ -132,6 +133,10 @@ impl ObjectSubclass for YoloDetect {
 impl ObjectImpl for YoloDetect {
     fn properties() -> &'static [glib::ParamSpec] {
         settings::param_specs()
+    }
+
+    fn signals() -> &'static [glib::subclass::Signal] {
+        recent::signals()
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {

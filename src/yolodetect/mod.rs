@@ -18,6 +18,7 @@ mod memory_settings;
 mod negotiation;
 mod outlet;
 mod pressure;
+mod recent;
 mod report;
 mod session;
 mod settings;
