@@ -28,6 +28,8 @@ pub mod yolooverlay;
 
 pub mod yolojson;
 
+pub mod pressurevalve;
+
 gst::plugin_define!(
     yolodetect,
     env!("CARGO_PKG_DESCRIPTION"),
@@ -43,5 +45,6 @@ gst::plugin_define!(
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), gst::glib::BoolError> {
     yolodetect::register(plugin)?;
     yolooverlay::register(plugin)?;
-    yolojson::register(plugin)
+    yolojson::register(plugin)?;
+    pressurevalve::register(plugin)
 }

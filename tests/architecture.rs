@@ -113,6 +113,16 @@ fn reading_elements_see_only_metas_detections_and_memory() {
 }
 
 #[test]
+fn the_valve_sees_only_levels_and_the_event() {
+    let valve = |file: &str| file.starts_with("pressurevalve/");
+    let allowed = ["crate::memory", "crate::pressure_event"];
+    let forbidden = |line: &str| line.contains("crate::") && !allowed.iter().any(|path| line.contains(path));
+    assert_kept("pressurevalve uses memory and pressure_event alone", broken(&sources(), valve, forbidden));
+    let gate = |file: &str| file == "pressurevalve/gate.rs";
+    assert_kept("the gate uses no gst", broken(&sources(), gate, |line| names(line, "gst")));
+}
+
+#[test]
 fn unsafe_code_stays_where_it_is_expected_and_says_why_it_is_sound() {
     let files = sources();
     let homes = ["tensor.rs", "meta/", "memory/", "engine/onnx.rs", "engine/runtime.rs"];
