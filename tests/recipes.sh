@@ -57,9 +57,11 @@ both_elements() {
         [ "$(grep -c '"element":"vehicles"' "$OUT")" = 250 ]
 }
 
+recorded() { is_h264 target/recording.mp4 && json_lines target/recorded.jsonl 250; }
+
 make_scratch
 eval "$(pipelines/setup.sh --print-env)"
-rm -f target/annotated.mp4 target/second-*.png target/street.jsonl target/film.jsonl
+rm -f target/annotated.mp4 target/second-*.png target/street.jsonl target/film.jsonl target/recording.mp4 target/recorded.jsonl
 recipe json-lines json_lines "$SCRATCH/json-lines.out" 250
 recipe annotate is_h264 target/annotated.mp4
 recipe snapshots ten_pictures
@@ -67,4 +69,5 @@ recipe snapshots ten_pictures
 GST_PLUGIN_FEATURE_RANK=dfbvideosink:NONE recipe watch true
 recipe two-streams both_streams
 recipe cascade both_elements
+recipe recording-valve recorded
 exit $STATUS
