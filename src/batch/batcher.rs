@@ -106,6 +106,8 @@ pub(super) struct Shared {
 pub struct Batcher {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// See [`Self::number`].
+    number: u64,
     next_stream: AtomicU64,
     /// See [`Self::first_to_tell`].
     told: AtomicBool,
@@ -154,6 +156,7 @@ impl Batcher {
         let mut batcher = Self {
             shared: shared.clone(),
             workers: Vec::new(),
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             next_stream: AtomicU64::new(0),
             told: AtomicBool::new(false),
         };
@@ -182,6 +185,11 @@ impl Batcher {
 
     pub fn spec(&self) -> &ModelSpec {
         &self.shared.spec
+    }
+
+    /// Counts the engines of the process: of one model there may be several, with other options or one after another.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// A stream that wants batches of up to `max_batch` frames, from now until the handle is dropped.
@@ -238,6 +246,8 @@ impl Batcher {
         !self.told.swap(true, Ordering::Relaxed)
     }
 }
+
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The workers of every engine of the process, those included whose last stream is just leaving.
 static WORKERS_ALIVE: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
