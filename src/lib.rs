@@ -24,6 +24,8 @@ pub mod history;
 
 pub mod pressure_event;
 
+pub mod metrics;
+
 pub mod yolooverlay;
 
 pub mod yolojson;

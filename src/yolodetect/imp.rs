@@ -18,6 +18,7 @@ use gst::subclass::prelude::*;
 use once_cell::sync::Lazy;
 use parking_lot::Mutex;
 
+use super::figures::Shown;
 use super::inflight::Inflight;
 use super::intake::Intake;
 use super::live::{self, Live};
@@ -60,6 +61,8 @@ pub struct YoloDetect {
     /// The split batch that was told last.
     pub(super) last_reduced: Mutex<Option<Reduced>>,
     pub(super) last_report: Mutex<Option<Instant>>,
+    /// While started.
+    shown: Mutex<Option<Shown>>,
 }
 
 impl Drop for YoloDetect {
@@ -126,6 +129,7 @@ impl ObjectSubclass for YoloDetect {
             failures: Default::default(),
             last_reduced: Default::default(),
             last_report: Default::default(),
+            shown: Default::default(),
         }
     }
 }
@@ -225,6 +229,12 @@ impl ElementImpl for YoloDetect {
 impl YoloDetect {
     fn open(&self) -> Result<(), gst::StateChangeError> {
         let settings = self.settings.lock().clone();
+        // Before the model is loaded, which takes longer.
+        let shown =
+            Shown::new(&self.obj(), settings.memory.metrics_address.as_deref()).map_err(|reason| {
+                gst::element_imp_error!(self, gst::ResourceError::Settings, ("{reason}"));
+                gst::StateChangeError
+            })?;
         let detectors = DETECTORS.load(Ordering::Relaxed);
         let name = self.obj().name();
         let pressure = Pressure::new(&settings.memory, &name, Arc::downgrade(&self.inflight));
@@ -270,18 +280,20 @@ impl YoloDetect {
         *self.session.lock() = Some(session.clone());
         // What was set while the model was loading.
         session.pressure.follow(&self.settings.lock().memory);
+        *self.shown.lock() = Some(shown);
         Ok(())
     }
 
     fn close(&self) {
-        let session = self.session.lock().take();
+        let (session, shown) = (self.session.lock().take(), self.shown.lock().take());
         if let Some(session) = &session {
             session.keep_engine_for(self.settings.lock().memory.model_keep_alive.into());
         }
         *self.intake.lock() = Intake::default();
         *self.tuning.lock() = None;
-        // The last session of a model joins the engine's thread: not with a lock held.
-        drop(session);
+        // The last session of a model joins the engine's thread, the last user of a metrics server that one's: not
+        // with a lock held.
+        drop((session, shown));
     }
 
     pub(super) fn session(&self) -> Option<Arc<Session>> {

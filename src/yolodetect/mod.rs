@@ -10,6 +10,7 @@
 //! ```
 
 mod buffers;
+mod figures;
 mod imp;
 mod inflight;
 mod intake;

@@ -7,6 +7,7 @@ use super::buffers::Arrival;
 use crate::batch::ticket::RunReport;
 use crate::memory::pool::{Ledger, PoolStats};
 use crate::meta::Status;
+use crate::metrics::figures::{Skipped, StreamFigures};
 
 /// Times of the latest frames; percentiles are of these.
 const WINDOW: usize = 512;
@@ -87,6 +88,19 @@ impl Stats {
             Status::Overload => self.overload += 1,
             Status::Failed => self.failed += 1,
             Status::Pressure => self.pressure += 1,
+        }
+    }
+
+    /// The same for the metrics server, without times.
+    pub fn figures(&self) -> StreamFigures {
+        StreamFigures {
+            frames_in: self.frames_in,
+            frames_out: self.frames_out,
+            inferred: self.inferred,
+            skipped: Skipped { interval: self.interval, overload: self.overload, ..Default::default() },
+            failed: self.failed,
+            detections: self.detections,
+            ..Default::default()
         }
     }
 
