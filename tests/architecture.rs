@@ -71,7 +71,7 @@ fn pure_modules_know_neither_gstreamer_nor_onnx_runtime() {
     // Frame buffers are GStreamer's.
     let buffers = ["memory/layout.rs", "memory/ledger.rs", "memory/pool.rs", "memory/reuse.rs"];
     let pure = |file: &str| {
-        ["preprocess/", "decode/", "detection.rs", "tensor.rs", "batch/", "memory/", "history.rs"]
+        ["preprocess/", "decode/", "detection.rs", "tensor.rs", "batch/", "memory/", "history.rs", "metrics/"]
             .iter()
             .any(|p| file.starts_with(p))
             && !buffers.contains(&file)
@@ -98,6 +98,24 @@ fn the_engine_and_the_batcher_know_no_element() {
     assert_kept(
         "nothing uses yolodetect",
         broken(&sources(), outside, |line| line.contains("crate::yolodetect")),
+    );
+}
+
+#[test]
+fn the_metrics_server_knows_figures_and_memory_alone() {
+    let server = |file: &str| file.starts_with("metrics/");
+    let foreign = |line: &str| line.contains("crate::") && !line.contains("crate::memory");
+    assert_kept("metrics uses memory and its own figures alone", broken(&sources(), server, foreign));
+    // Nobody else waits for sockets or runs futures.
+    let elsewhere = |file: &str| !file.starts_with("metrics/");
+    let http = |line: &str| {
+        ["hyper", "hyper_util", "tokio", "prometheus_client"].iter().any(|word| names(line, word))
+    };
+    assert_kept("only metrics names its libraries", broken(&sources(), elsewhere, http));
+    let users = |file: &str| !file.starts_with("metrics/") && !file.starts_with("yolodetect/");
+    assert_kept(
+        "only yolodetect uses metrics",
+        broken(&sources(), users, |line| line.contains("crate::metrics")),
     );
 }
 

@@ -25,6 +25,8 @@ MODEL=$ASSETS/models/yolo12n.onnx
 # the RTSP server of the tests.
 TEST_PACKAGES=(python3-venv mmdebstrap debian-archive-keyring
     python3-gi gir1.2-gst-plugins-base-1.0 gir1.2-gst-rtsp-server-1.0)
+# Opens the dashboard. By itself: not every system that has the others has it as a package.
+BROWSER_PACKAGES=(chromium)
 
 # The sha256 of the named files' contents together.
 digest() {
@@ -123,8 +125,9 @@ main() {
     done
     "$ROOT/pipelines/setup.sh" "${setup_arguments[@]}"
     make_scratch
-    # What is missing shows in what follows: no venv is an error, no mmdebstrap or RTSP server a test skipped.
+    # What is missing shows in what follows: no venv is an error, no mmdebstrap, RTSP server or browser a test skipped.
     apt_install "${TEST_PACKAGES[@]}" || true
+    apt_install "${BROWSER_PACKAGES[@]}" || true
     make_venv
     make_pictures
     make_clip

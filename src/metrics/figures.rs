@@ -4,12 +4,11 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::memory::budget::{self, Consumer};
-use crate::memory::monitor;
+use crate::memory::budget::Consumer;
 use crate::memory::pool::PoolStats;
 use crate::memory::pressure::Level;
-use crate::memory::resident_bytes;
 use crate::memory::sample::Sample;
+use crate::memory::{self, Overview};
 
 /// Frames that were not inferred, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,13 +140,14 @@ pub fn collect() -> Figures {
 }
 
 fn memory() -> Memory {
+    let Overview { process, sample, level, ceiling, usage } = memory::overview();
     // Before the monitor's first look, and where it has no thread.
-    let own_look = || Sample { resident: resident_bytes(), ..Default::default() };
+    let process = Sample { resident: process.resident, anonymous: process.anonymous, ..Default::default() };
     Memory {
-        sample: monitor::latest().unwrap_or_else(own_look),
-        budget: budget::HOST.ceiling(),
-        reserved: Consumer::ALL.map(|consumer| budget::HOST.reserved_for(consumer)),
-        level: monitor::level(),
+        sample: sample.unwrap_or(process),
+        budget: ceiling,
+        reserved: usage.map(|(_, bytes)| bytes),
+        level,
     }
 }
 

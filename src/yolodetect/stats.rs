@@ -97,7 +97,7 @@ impl Stats {
             frames_in: self.frames_in,
             frames_out: self.frames_out,
             inferred: self.inferred,
-            skipped: Skipped { interval: self.interval, overload: self.overload, ..Default::default() },
+            skipped: Skipped { interval: self.interval, overload: self.overload, pressure: self.pressure },
             failed: self.failed,
             detections: self.detections,
             ..Default::default()
