@@ -23,8 +23,9 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 
 /// How often memory is looked at where nobody wants it more often.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// After so long without a buffer downstream is told that there is none.
-const SILENCE: gst::ClockTime = gst::ClockTime::SECOND;
+/// After so long without a buffer downstream is told that there is none: well before the queues (of 1 s) of a muxer's other
+/// streams are full, since whoever fills these may be the one who feeds this stream.
+const SILENCE: gst::ClockTime = gst::ClockTime::from_mseconds(200);
 
 #[derive(Clone, Copy, Debug)]
 struct Settings {
