@@ -164,12 +164,12 @@ refuses() { # CODE TEXT ARGUMENT...
     done
 }
 
-reduced_batch() {
-    local message='yolodetect-batch-reduced, model=(string)m.onnx, batch=(uint)8, limit=(uint)4;'
-    local text='batch reduced: m.onnx had no memory for 8 frames at once, takes 4 from now on'
-    check "embedding: c tells of a reduced batch" test "$("$BUILT/message" "$message" 2>&1)" = "$text"
+# Must say that text of that element message.
+tells() { # WHAT MESSAGE TEXT
+    local what=$1 message=$2 text=$3
+    check "embedding: c tells of $what" test "$("$BUILT/message" "$message" 2>&1)" = "$text"
     [[ " ${LANGUAGES[*]} " == *" python "* ]] || return 0
-    check "embedding: python tells of a reduced batch" test "$(PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$SOURCES \
+    check "embedding: python tells of $what" test "$(PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$SOURCES \
         /usr/bin/python3 -c '
 import sys, embed
 from gi.repository import Gst
@@ -198,7 +198,11 @@ step_run() {
     refuses 1 "the model nowhere.onnx cannot be read" nowhere.onnx 0 "$BIKES"
     GST_PLUGIN_PATH='' refuses 1 yolodetect "$TINY" 0 "$BIKES"
     refuses 2 usage: "$TINY" many "$BIKES"
-    reduced_batch
+    tells "a reduced batch" 'yolodetect-batch-reduced, model=(string)m.onnx, batch=(uint)8, limit=(uint)4;' \
+        'batch reduced: m.onnx had no memory for 8 frames at once, takes 4 from now on'
+    tells "memory pressure" "yolodetect-memory-pressure, level=(string)critical, source=(string)cgroup, \
+actions=(structure)[actions, evict-models=(guint64)5, return-heap=(guint64)2;], freed-bytes=(guint64)7;" \
+        'memory pressure: critical, by the cgroup; 7 bytes given back: evict-models return-heap'
     check "embedding: c leaks nothing to the end" no_leaks "$TINY" 0 "$BIKES" "$BUNNY"
     check "embedding: c leaks nothing after an error" no_leaks "$TINY" 0 "$BIKES" nowhere.mp4
 }

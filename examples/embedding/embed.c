@@ -151,6 +151,16 @@ static void report_element(GstMessage *message)
         gst_structure_get_uint(fields, "limit", &limit);
         fprintf(stderr, "batch reduced: %s had no memory for %u frames at once, takes %u from now on\n",
             gst_structure_get_string(fields, "model"), batch, limit);
+    } else if (gst_structure_has_name(fields, "yolodetect-memory-pressure")) {
+        const GValue *value = gst_structure_get_value(fields, "actions");
+        const GstStructure *actions = value ? gst_value_get_structure(value) : NULL;
+        guint64 freed = 0;
+        gst_structure_get_uint64(fields, "freed-bytes", &freed);
+        fprintf(stderr, "memory pressure: %s, by the %s; %" G_GUINT64_FORMAT " bytes given back:",
+            gst_structure_get_string(fields, "level"), gst_structure_get_string(fields, "source"), freed);
+        for (gint i = 0; actions && i < gst_structure_n_fields(actions); i++)
+            fprintf(stderr, " %s", gst_structure_nth_field_name(actions, i));
+        fputc('\n', stderr);
     }
 }
 

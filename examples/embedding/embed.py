@@ -109,6 +109,8 @@ class Player:
                 report_stats(message.src.get_name(), fields)
             elif fields.get_name() == "yolodetect-batch-reduced":
                 report_reduced_batch(fields)
+            elif fields.get_name() == "yolodetect-memory-pressure":
+                report_memory_pressure(fields)
     # README: end messages
 
 
@@ -130,6 +132,13 @@ def report_stats(name, stats):
 def report_reduced_batch(fields):
     model, batch, limit = (fields.get_value(name) for name in ("model", "batch", "limit"))
     say(f"batch reduced: {model} had no memory for {batch} frames at once, takes {limit} from now on")
+
+
+def report_memory_pressure(fields):
+    level, source, freed = (fields.get_value(name) for name in ("level", "source", "freed-bytes"))
+    actions = fields.get_value("actions")
+    names = " ".join(actions.nth_field_name(i) for i in range(actions.n_fields()))
+    say(f"memory pressure: {level}, by the {source}; {freed} bytes given back: {names}")
 
 
 def main():

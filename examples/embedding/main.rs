@@ -144,6 +144,7 @@ fn report_element(source: &str, fields: Option<&gst::StructureRef>) {
     let report = match fields.name().as_str() {
         "yolodetect-stats" => describe_stats(source, fields),
         "yolodetect-batch-reduced" => describe_reduced_batch(fields),
+        "yolodetect-memory-pressure" => describe_memory_pressure(fields),
         _ => None,
     };
     if let Some(report) = report {
@@ -163,4 +164,13 @@ fn describe_reduced_batch(fields: &gst::StructureRef) -> Option<String> {
     Some(format!(
         "batch reduced: {model} had no memory for {batch} frames at once, takes {limit} from now on"
     ))
+}
+
+fn describe_memory_pressure(fields: &gst::StructureRef) -> Option<String> {
+    let (level, source): (&str, &str) = (fields.get("level").ok()?, fields.get("source").ok()?);
+    let freed = fields.get::<u64>("freed-bytes").ok()?;
+    let actions = fields.get::<gst::Structure>("actions").ok()?;
+    let names: Vec<_> = actions.fields().map(|name| name.as_str()).collect();
+    let names = names.join(" ");
+    Some(format!("memory pressure: {level}, by the {source}; {freed} bytes given back: {names}"))
 }
