@@ -148,7 +148,8 @@ fn work(group: &str, reactions: &str) {
     for (number, stream) in streams.iter().enumerate() {
         loop {
             let types = [gst::MessageType::Eos, gst::MessageType::Error, gst::MessageType::Element];
-            let message = stream.bus().timed_pop_filtered(gst::ClockTime::try_from(PATIENCE).unwrap(), &types);
+            let message =
+                stream.bus().timed_pop_filtered(gst::ClockTime::try_from(PATIENCE).unwrap(), &types);
             match message.as_ref().expect("the stream hangs").view() {
                 gst::MessageView::Eos(_) => break,
                 gst::MessageView::Error(error) => panic!("{error:?}"),

@@ -170,15 +170,14 @@ impl EngineError {
 
     /// So much for this model is more than the budget has left.
     pub fn no_budget(model: &Path, need: Need, exceeded: &Exceeded) -> Self {
-        Self::beyond(model, need, &exceeded.to_string(), exceeded.property)
+        Self::beyond(model, need, &exceeded.to_string())
     }
 
-    /// `why` it does not fit; `limit` is what could be raised.
-    pub(crate) fn beyond(model: &Path, need: Need, why: &str, limit: &str) -> Self {
+    /// `why` it does not fit, and what to do.
+    pub(crate) fn beyond(model: &Path, need: Need, why: &str) -> Self {
         let Need { model: weights, arena, tensors } = need;
         let message = format!(
-            "the model {} needs {} (model {}, arena {}, tensors {}), which is too much: {why}; raise {limit}, use a smaller \
-             model or run fewer elements",
+            "the model {} needs {} (model {}, arena {}, tensors {}), which is too much: {why}",
             model.display(),
             Megabytes(need.total()),
             Megabytes(weights),

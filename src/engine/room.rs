@@ -6,7 +6,7 @@ use super::EngineError;
 use super::estimate::Estimate;
 use crate::batch::{Ledger, Need};
 use crate::memory::budget::{HOST, Megabytes};
-use crate::memory::sample::{Cgroup, Sample, Sampler, SystemSampler};
+use crate::memory::sample::{Cgroup, SystemSampler};
 
 /// Reserves what a load will take; a run has one frame at the least.
 ///
@@ -14,9 +14,7 @@ use crate::memory::sample::{Cgroup, Sample, Sampler, SystemSampler};
 /// [`super::EngineErrorKind::NoBudget`], with the sum.
 pub fn reserve(file: &Path, estimate: &Estimate, callers: usize) -> Result<Ledger, EngineError> {
     let need = estimate.need(1, callers);
-    let mut sample = Sample::default();
-    SystemSampler::default().sample(&mut sample);
-    if let Some(container) = sample.cgroup {
+    if let Some(container) = SystemSampler::default().container() {
         within(container, file, need)?;
     }
     let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
@@ -32,11 +30,11 @@ fn within(container: Cgroup, file: &Path, need: Need) -> Result<(), EngineError>
         return Ok(());
     }
     let why = format!(
-        "the container's limit is {limit} bytes ({}), of which {} are used",
+        "the container's limit is {limit} bytes ({}), of which {} are used: raise it, or use a smaller model or fewer streams",
         Megabytes(limit),
         Megabytes(used)
     );
-    Err(EngineError::beyond(file, need, &why, "the container's limit"))
+    Err(EngineError::beyond(file, need, &why))
 }
 
 #[cfg(test)]

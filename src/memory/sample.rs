@@ -90,6 +90,12 @@ impl SystemSampler {
         }
     }
 
+    /// The container alone, for one who is about to take memory; GPUs are not asked.
+    pub fn container(&mut self) -> Option<Cgroup> {
+        let total = self.system().map(|system| system.total);
+        self.cgroups.sample(&mut self.text, &self.proc, total)
+    }
+
     fn system(&mut self) -> Option<System> {
         let machine = self.machine.as_mut()?;
         machine.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
