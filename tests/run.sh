@@ -29,9 +29,9 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
 
 BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
-ELEMENTS=(yolodetect yolooverlay yolojson)
+ELEMENTS=(yolodetect yolooverlay yolojson pressurevalve)
 # Loaded at run time, if at all.
-RUNTIME_LIBRARIES='libonnxruntime|libgstanalytics'
+RUNTIME_LIBRARIES='libonnxruntime|libgstanalytics|libnvidia-ml'
 ALL_STEPS=(setup fmt clippy test doc build recipes embedding inspect deny trixie)
 FAST_STEPS=(setup fmt clippy test doc inspect deny)
 PASSED=0 FAILED=0 SKIPPED=0

@@ -22,7 +22,7 @@ set -euo pipefail
 SELF=$ROOT/tests/trixie.sh
 TRIXIE=$ROOT/target/trixie
 BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
-ELEMENTS=(yolodetect yolooverlay yolojson)
+ELEMENTS=(yolodetect yolooverlay yolojson pressurevalve)
 # gcc: some tests make a library of their own. python3-gi and the gir1.2 ones: the embedding example in Python, and the
 # RTSP server of the tests.
 PACKAGES=gcc,libc6-dev,gstreamer1.0-tools,gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,gstreamer1.0-plugins-bad,gstreamer1.0-plugins-ugly,gstreamer1.0-libav
