@@ -322,6 +322,10 @@ impl Stream {
             }
             if let Some(granted) = state.queue.ask(self.id, priority, patience != Patience::None) {
                 let memory = state.hand_out(granted, &shared.spec);
+                if memory.is_err() && state.queue.close(granted.batch, self.id) {
+                    // There is memory: what another batch has, which is on its way back.
+                    continue;
+                }
                 // The next in line may find room too.
                 state.wake();
                 drop(state);
@@ -392,11 +396,11 @@ impl State {
         }
     }
 
-    /// The memory of a slot that the queue granted. Memory and budget are looked at only where a batch opens that no
+    /// The memory of a slot that the queue granted; where there is none, its batch is to be closed. Memory and budget are looked at only where a batch opens that no
     /// tensor at rest fits: the largest `max-batch` or the ceiling changed, or tensors were dropped under pressure.
     fn hand_out(&mut self, granted: Granted, spec: &ModelSpec) -> Result<TensorSlot, EngineError> {
         if let Some(capacity) = granted.opens {
-            let tensor = self.stock.take(capacity, spec).inspect_err(|_| self.queue.close(granted.batch))?;
+            let tensor = self.stock.take(capacity, spec)?;
             let room = tensor.capacity();
             self.queue.limit(granted.batch, room);
             let reduced = (room < capacity).then_some(Reduced {

@@ -33,7 +33,16 @@ pub struct Line {
     /// The tag served last.
     now: u64,
     /// Where each stream's latest turn ends, for those that were ever granted one.
-    ends: Vec<(u64, u64)>,
+    ends: Vec<End>,
+}
+
+/// Of a stream's latest turn.
+#[derive(Debug)]
+struct End {
+    stream: u64,
+    tag: u64,
+    /// Of that turn.
+    cost: u64,
 }
 
 impl Line {
@@ -43,7 +52,7 @@ impl Line {
             (claim.present, claim.cost) = (present, cost(priority));
             return false;
         }
-        let end = self.ends.iter().find(|(id, _)| *id == stream).map_or(0, |(_, end)| *end);
+        let end = self.ends.iter().find(|end| end.stream == stream).map_or(0, |end| end.tag);
         self.insert(Claim { stream, tag: end.max(self.now), cost: cost(priority), present });
         true
     }
@@ -82,13 +91,23 @@ impl Line {
         let Some(place) = self.claims.iter().position(|claim| claim.stream == stream) else { return };
         let claim = self.claims.remove(place);
         self.now = self.now.max(claim.tag);
-        let end = claim.tag + claim.cost;
-        match self.ends.iter_mut().find(|(id, _)| *id == stream) {
-            Some(known) => known.1 = end,
-            None => self.ends.push((stream, end)),
+        let end = End { stream, tag: claim.tag + claim.cost, cost: claim.cost };
+        let tag = end.tag;
+        match self.ends.iter_mut().find(|end| end.stream == stream) {
+            Some(known) => *known = end,
+            None => self.ends.push(end),
         }
         if standing {
-            self.insert(Claim { tag: end, present: false, ..claim });
+            self.insert(Claim { tag, present: false, ..claim });
+        }
+    }
+
+    /// There was no slot for `stream` after all: it has the turn that it was just granted before it, and stands where it
+    /// asks again.
+    pub fn take_back(&mut self, stream: u64) {
+        self.leave(stream);
+        if let Some(end) = self.ends.iter_mut().find(|end| end.stream == stream) {
+            end.tag -= std::mem::take(&mut end.cost);
         }
     }
 
@@ -110,7 +129,7 @@ impl Line {
     /// The stream is gone for good.
     pub fn forget(&mut self, stream: u64) {
         self.leave(stream);
-        self.ends.retain(|(id, _)| *id != stream);
+        self.ends.retain(|end| end.stream != stream);
     }
 
     /// Streams whose thread waits.

@@ -49,6 +49,8 @@ pub struct Queue {
     batches: usize,
     /// Those that are neither being filled nor run.
     free: usize,
+    /// Not counted as free, since there was no memory for one: until another comes back, which brings its own.
+    withheld: usize,
     /// Oldest first; only the last one may have room.
     forming: VecDeque<(BatchId, Filling)>,
     next_batch: BatchId,
@@ -69,6 +71,7 @@ impl Queue {
             running: 0,
             batches,
             free: batches,
+            withheld: 0,
             forming: VecDeque::new(),
             next_batch: 0,
             streams: Vec::new(),
@@ -215,12 +218,24 @@ impl Queue {
         }
     }
 
-    /// There is no memory at all for a batch that was just opened.
-    pub fn close(&mut self, batch: BatchId) {
+    /// There is no memory at all for a batch that was just opened. Whether another is in use, for which `stream` waits with
+    /// the turn that it had: none is opened before that comes back.
+    pub fn close(&mut self, batch: BatchId, stream: u64) -> bool {
         if let Some(place) = self.forming.iter().position(|(id, _)| *id == batch) {
             self.forming.remove(place);
             self.free += 1;
         }
+        let others = self.running > 0 || !self.forming.is_empty();
+        if others {
+            self.withheld += std::mem::take(&mut self.free);
+            self.line.take_back(stream);
+        }
+        others
+    }
+
+    /// Batches are free again.
+    fn come_back(&mut self, batches: usize) {
+        self.free += batches + std::mem::take(&mut self.withheld);
     }
 
     /// Somebody waits for what is handed in: no more delay for it.
@@ -246,7 +261,7 @@ impl Queue {
                 }
                 Decision::Discard => {
                     self.forming.remove(place);
-                    self.free += 1;
+                    self.come_back(1);
                     return Task::Discard(batch);
                 }
             }
@@ -257,7 +272,7 @@ impl Queue {
     /// A batch was run; `frames` were in it. Where memory did not suffice for them, `part` is what did.
     pub fn finished(&mut self, frames: usize, part: Option<usize>) {
         self.running -= 1;
-        self.free += 1;
+        self.come_back(1);
         match part {
             Some(part) => self.ceiling.lower(part),
             None => self.ceiling.ran(frames, self.wish()),
@@ -266,7 +281,7 @@ impl Queue {
 
     /// Ends all that is being filled.
     pub fn abandon(&mut self) {
-        self.free += self.forming.len();
+        self.come_back(self.forming.len());
         self.forming.clear();
     }
 }

@@ -204,6 +204,31 @@ fn a_frame_for_which_the_budget_has_no_room_is_refused_with_the_sum() {
 }
 
 #[test]
+fn a_frame_waits_for_the_one_tensor_that_there_is_room_for() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let streams = [batcher.attach(1).unwrap(), batcher.attach(1).unwrap()];
+    assert_eq!(batcher.relief().drop_tensors(), 2 * FRAME);
+    let _limit = BUDGET.limit("test", FRAME).unwrap();
+    let slot = streams[0].acquire(1, Patience::None).unwrap();
+    assert!(matches!(refused(streams[0].acquire(1, Patience::None)), Refused::Busy));
+    // Also where the batch that is in use is thrown away.
+    drop(slot);
+    std::thread::scope(|scope| {
+        for stream in &streams {
+            scope.spawn(move || {
+                for _ in 0..200 {
+                    let slot =
+                        stream.acquire(1, Patience::Endless).unwrap_or_else(|refused| panic!("{refused:?}"));
+                    assert!(matches!(submit(slot, 0.5, Duration::ZERO).wait(), Outcome::Done));
+                }
+            });
+        }
+    });
+    assert_eq!(batcher.stats().held.tensors, FRAME);
+}
+
+#[test]
 fn batches_are_halved_and_restored() {
     static BUDGET: Budget = Budget::new("memory-budget", || 0);
     let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));

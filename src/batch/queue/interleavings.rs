@@ -108,7 +108,9 @@ impl Threads {
                     self.queue.limit(granted.batch, 1 + self.whim as usize % capacity);
                 }
                 Some(_) if self.whim.is_multiple_of(11) => {
-                    self.queue.close(granted.batch);
+                    if self.queue.close(granted.batch, id) {
+                        return self.ask(stream, waits);
+                    }
                     self.streams[stream].granted += 1;
                     return self.wake();
                 }
@@ -248,9 +250,10 @@ impl Threads {
     }
 
     fn check_counts(&self) {
-        let Queue { batches, free, running, workers, forming, .. } = &self.queue;
+        let Queue { batches, free, withheld, running, workers, forming, .. } = &self.queue;
         assert!(free <= batches && running <= workers);
-        assert_eq!(free + running + forming.len(), *batches);
+        assert_eq!(free + withheld + running + forming.len(), *batches);
+        assert!(*withheld == 0 || running + forming.len() > 0, "nobody brings them back");
         assert_eq!(*running, self.workers.iter().filter(|worker| worker.runs.is_some()).count());
         for (place, (id, batch)) in forming.iter().enumerate() {
             assert!(batch.ready <= batch.settled && batch.settled <= batch.granted);
