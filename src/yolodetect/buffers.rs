@@ -38,8 +38,13 @@ pub struct Footprint {
     /// Frames, and the bytes of each, to which `granted` is the answer.
     asked: (usize, u64),
     granted: usize,
+    /// While fewer are granted than are wanted, questions until the budget is asked again.
+    patience: u32,
     told: bool,
 }
+
+/// So many frames after the budget had no room it is asked again: to ask costs a system call.
+const FRAMES_TO_ASK_AGAIN: u32 = 256;
 
 /// A stream that has to do with fewer frames.
 #[derive(Debug)]
@@ -59,16 +64,20 @@ impl std::fmt::Display for Shortage {
 impl Footprint {
     pub fn new(budget: &'static Budget, owner: &str) -> Self {
         let held = budget.hold(Consumer::Frames, owner);
-        Self { budget, held, asked: (0, 0), granted: 0, told: false }
+        Self { budget, held, asked: (0, 0), granted: 0, patience: 0, told: false }
     }
 
     /// How many frames of so many bytes may be held of those `wanted`, one at the least. The first time that they are
     /// fewer, also why.
     pub fn depth(&mut self, wanted: usize, frame: u64) -> (usize, Option<Shortage>) {
         if self.asked == (wanted, frame) {
-            return (self.granted, None);
+            self.patience = self.patience.saturating_sub(1);
+            if self.granted == wanted || self.patience > 0 {
+                return (self.granted, None);
+            }
         }
         self.asked = (wanted, frame);
+        self.patience = FRAMES_TO_ASK_AGAIN;
         self.granted = wanted;
         let (before, bytes) = (self.held.bytes(), frame.saturating_mul(wanted as u64));
         let refused = match bytes.checked_sub(before) {
@@ -118,6 +127,17 @@ mod tests {
         for part in ["12.0 MB for the frames of camera", "memory-budget=10500000", "10 frames", "of 16"] {
             assert!(message.contains(part), "{message}");
         }
+        // Others leave some room, then more.
+        drop(_limit);
+        let _limit = BUDGET.limit("camera", 12_500_000).unwrap();
+        assert!((1..FRAMES_TO_ASK_AGAIN).all(|_| frames.depth(16, 1_000_000).0 == 10));
+        assert_eq!(frames.depth(16, 1_000_000).0, 12);
+        drop(_limit);
+        assert!((1..FRAMES_TO_ASK_AGAIN).all(|_| frames.depth(16, 1_000_000).0 == 12));
+        let (depth, shortage) = frames.depth(16, 1_000_000);
+        assert_eq!((depth, BUDGET.reserved()), (16, 16_000_000));
+        assert!(shortage.is_none());
+        let _limit = BUDGET.limit("camera", 10_500_000).unwrap();
         // Larger ones do not fit at all, but without any nothing would move.
         let (depth, shortage) = frames.depth(16, 40_000_000);
         assert!(depth == 1 && shortage.is_none());
