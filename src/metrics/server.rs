@@ -94,7 +94,7 @@ fn run(address: SocketAddr) -> io::Result<Running> {
         tokio::net::TcpListener::from_std(listener)?
     };
     let (stop, stopped) = oneshot::channel();
-    let site = Arc::new(Site::new(address.ip().is_loopback()));
+    let site = Arc::new(Site::new(address.ip()));
     let thread = thread::Builder::new().name("yolo-metrics".into()).spawn(move || {
         runtime.spawn(tick(site.clone()));
         runtime.spawn(accept(listener, site));

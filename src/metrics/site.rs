@@ -20,12 +20,13 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn new(loopback: bool) -> Self {
+    /// Served at this address.
+    pub fn new(address: IpAddr) -> Self {
         let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             history: Mutex::new(History::new(Instant::now())),
             start: u64::try_from(start.as_millis()).unwrap_or(u64::MAX),
-            loopback,
+            loopback: address.to_canonical().is_loopback(),
         }
     }
 
@@ -138,9 +139,14 @@ mod tests {
         ] {
             let request = Request::builder().header("Host", host).body(()).unwrap();
             assert_eq!(is_local(request.headers()), local, "{host}");
-            let status = Site::new(true).answer(&request).status();
-            assert_eq!(status == StatusCode::OK, local, "{host}: {status}");
-            assert_eq!(Site::new(false).answer(&request).status(), StatusCode::OK, "{host}");
+            for own in ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"] {
+                let status = Site::new(own.parse().unwrap()).answer(&request).status();
+                assert_eq!(status == StatusCode::OK, local, "{own} {host}: {status}");
+            }
+            for open in ["0.0.0.0", "::", "192.168.0.7"] {
+                let status = Site::new(open.parse().unwrap()).answer(&request).status();
+                assert_eq!(status, StatusCode::OK, "{open} {host}");
+            }
         }
         assert!(is_local(&HeaderMap::new()));
     }
