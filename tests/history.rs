@@ -29,13 +29,11 @@ fn structures(parent: &gst::StructureRef, field: &str) -> Vec<gst::Structure> {
 fn as_json(given: &gst::StructureRef) -> Value {
     let number = |fields: &gst::StructureRef, name| fields.get::<u32>(name).unwrap();
     let detection = |found: gst::Structure| {
-        // Single precision, which JSON shows in its own digits.
-        let confidence = found.get::<f64>("confidence").unwrap() as f32;
+        let confidence = (found.get::<f64>("confidence").unwrap() * 1e3).round() / 1e3;
         serde_json::json!({
-            "id": number(&found, "id"), "label": found.get::<String>("label").unwrap(),
-            "class-id": number(&found, "class-id"), "confidence": confidence,
-            "x": number(&found, "x"), "y": number(&found, "y"),
-            "w": number(&found, "w"), "h": number(&found, "h"),
+            "id": format!("{:08x}", number(&found, "id")), "class": found.get::<String>("label").unwrap(),
+            "class_id": number(&found, "class-id"), "conf": confidence,
+            "box": (["x", "y", "w", "h"].map(|name| number(&found, name))),
         })
     };
     let frame = |frame: gst::Structure| {
@@ -60,18 +58,19 @@ fn numbers(given: &Value) -> Vec<u64> {
 fn assert_same(record: &Value, seen: &Seen) {
     assert_eq!(record["pts"].as_u64(), seen.pts.map(gst::ClockTime::nseconds));
     let found = record["detections"].as_array().unwrap();
-    let number = |found: &Value, name: &str| found[name].as_i64().unwrap() as i32;
-    let boxes: Vec<_> = found
-        .iter()
-        .map(|found| (number(found, "x"), number(found, "y"), number(found, "w"), number(found, "h")))
-        .collect();
+    let side = |found: &Value, index: usize| found["box"][index].as_i64().unwrap() as i32;
+    let boxes: Vec<_> =
+        found.iter().map(|found| (side(found, 0), side(found, 1), side(found, 2), side(found, 3))).collect();
     assert_eq!(boxes, seen.boxes);
     let scores: Vec<_> = found
         .iter()
-        .map(|found| (number(found, "class-id") as u32, found["confidence"].as_f64().unwrap() as f32))
+        .map(|found| (found["class_id"].as_u64().unwrap() as u32, found["conf"].as_f64().unwrap()))
         .collect();
-    assert_eq!(scores, seen.scores);
-    assert!(!found.is_empty() && found.iter().all(|found| found["label"].is_string()));
+    assert_eq!(scores.len(), seen.scores.len());
+    for (score, seen) in scores.iter().zip(&seen.scores) {
+        assert!(score.0 == seen.0 && (score.1 - f64::from(seen.1)).abs() < 6e-4, "{score:?} {seen:?}");
+    }
+    assert!(!found.is_empty() && found.iter().all(|found| found["class"].is_string()));
 }
 
 #[test]
@@ -94,7 +93,7 @@ fn the_latest_frames_are_given_as_they_left() {
         assert_same(record, seen);
     }
     assert!(all["frames"][5]["pts"].is_null());
-    let ids = |frame: usize| all["frames"][frame]["detections"][0]["id"].as_u64().unwrap();
+    let ids = |frame: usize| all["frames"][frame]["detections"][0]["id"].as_str().unwrap();
     assert!((1..6).all(|frame| ids(frame) > ids(frame - 1)), "ids of a stream are counted up");
 
     assert_eq!(structure(&rig, 0).name(), "recent-detections");

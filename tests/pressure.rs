@@ -207,6 +207,11 @@ fn levels_are_told_and_acted_on_and_taken_back() {
 #[test]
 fn a_jump_is_told_with_all_that_is_done() {
     let mut pressed = Pressed::new(&STEPS.map(|step| (step, "1")));
+    // Also for those who read no element messages.
+    let warning = pressed.rig.message(gst::MessageType::Warning);
+    let gst::MessageView::Warning(warning) = warning.view() else { unreachable!() };
+    let text = warning.error().to_string();
+    assert!(text.contains("frames pass uninferred; raise memory-emergency"), "{text}");
     let emergency = pressed.message();
     assert_eq!((emergency.level.as_str(), emergency.previous.as_str()), ("emergency", "nominal"));
     assert!(emergency.did("double-interval") && emergency.did("pass-uninferred"), "{emergency:?}");

@@ -11,7 +11,7 @@
 //! nothing of the frame path waits for it.
 //!
 //! The HTTP is `hyper`'s on a current-thread `tokio`: both are the best kept of their kind and MIT, hyper reads hostile
-//! requests under bounds that can be set, and one thread with one request per connection (16 at most) takes about a
+//! requests under bounds that can be set, and one thread with one request per connection (64 at most) takes about a
 //! megabyte. Of the small servers, `tiny_http` 0.12 bounds neither a request's headers nor its time. The text format is
 //! the Prometheus project's own `prometheus-client`.
 

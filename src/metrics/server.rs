@@ -23,9 +23,9 @@ use super::history;
 use super::site::Site;
 
 /// Clients that are talked to at the same time.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 64;
 /// For a request's head to come in.
-const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+const HEAD_PATIENCE: Duration = Duration::from_secs(2);
 /// For all of a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a request that are read at most; also hyper's least.

@@ -16,8 +16,9 @@ use super::imp::{CAT, YoloDetect};
 use super::inflight::Inflight;
 use super::memory_settings::MemorySettings;
 use crate::history::{self, History};
+use crate::memory::budget::Megabytes;
 use crate::memory::monitor::{self, Action, Notice, React, Watch};
-use crate::memory::pressure::{Level, Thresholds};
+use crate::memory::pressure::{Change, Level, Source, Thresholds};
 use crate::pressure_event;
 
 /// Lives as long as the session.
@@ -73,6 +74,23 @@ fn reactions(before: Level, now: Level) -> impl Iterator<Item = Action> {
     })
 }
 
+/// Why frames pass uninferred, and what would help.
+fn silence(change: &Change) -> String {
+    let (what, remedy) = match change.source {
+        Source::Process => ("the process", "raise memory-emergency"),
+        Source::Cgroup => ("the container", "raise its limit"),
+        Source::Budget => ("the process, by its memory-budget,", "raise the budget"),
+        Source::System => ("the machine", "free some"),
+        Source::Gpu(_) => ("the GPU", "free some"),
+    };
+    format!(
+        "{what} is short of memory: {} are used, and from {} on frames pass uninferred; {remedy}, or use a smaller model or \
+         fewer streams",
+        Megabytes(change.used),
+        Megabytes(change.threshold)
+    )
+}
+
 impl Pressure {
     /// Watches from now on. `inflight` wakes the task that takes notices.
     pub fn new(settings: &MemorySettings, element: &str, inflight: Weak<Inflight>) -> Self {
@@ -117,15 +135,16 @@ impl Pressure {
         self.told.lock().downstream = true;
     }
 
-    /// What is to be told now; `None` where there is nothing new.
-    fn take(&self) -> Option<gst::Structure> {
+    /// What is to be told now; `None` where there is nothing new. Where no frame is inferred from now on, also in words.
+    fn take(&self) -> Option<(gst::Structure, Option<String>)> {
         let Notice { change, actions } = self.watch.take()?;
         let mut told = self.told.lock();
         let degrade = self.watch.degrade();
         let own: Vec<_> = reactions(told.degrade, degrade).collect();
+        let silenced = told.degrade < Level::Emergency && degrade == Level::Emergency;
         let fields = pressure_event::structure(&change, actions.iter().chain(&own));
         *told = Told { latest: Some(fields.clone()), downstream: true, upstream: true, degrade };
-        Some(fields)
+        Some((fields, silenced.then(|| silence(&change))))
     }
 
     /// Takes what is still to be pushed, downstream and upstream.
@@ -140,8 +159,11 @@ impl Pressure {
 impl YoloDetect {
     pub(super) fn take_notice(&self) {
         let Some(session) = self.session() else { return };
-        let Some(fields) = session.pressure.take() else { return };
+        let Some((fields, silence)) = session.pressure.take() else { return };
         gst::info!(CAT, imp = self, "{fields}");
+        if let Some(silence) = silence {
+            gst::element_imp_warning!(self, gst::ResourceError::NoSpaceLeft, ("{silence}"));
+        }
         let _ = self.obj().post_message(gst::message::Element::builder(fields).src(&*self.obj()).build());
         self.tell_stream();
     }

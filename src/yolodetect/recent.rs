@@ -5,12 +5,12 @@
 //!
 //! ```json
 //! {"element":"yolodetect0","frames":[{"frame":3,"pts":120000000,"detections":[
-//!     {"id":17,"label":"car","class-id":2,"confidence":0.87,"x":10,"y":12,"w":64,"h":40}]}]}
+//!     {"id":"00000011","class":"car","class_id":2,"conf":0.873,"box":[10,12,64,40]}]}]}
 //! ```
 //!
 //! `recent-detections` gives the same as a structure of that name: `frames` and `detections` are `GstValueArray`s of
-//! structures; `frame`, `pts` (ns; 2⁶⁴−1 where JSON has null) are uint64, `id`, `class-id`, `x`, `y`, `w`, `h` uint,
-//! `confidence` is a double. Boxes are those on the buffers, in whole pixels.
+//! structures; `frame`, `pts` (ns; 2⁶⁴−1 where JSON has null) are uint64, `label` is a string, `id`, `class-id`, `x`, `y`, `w`, `h`
+//! are uint, `confidence` is a double. JSON has a detection as `yolojson` writes it. Boxes are those on the buffers, in whole pixels.
 
 use gst::glib;
 use gst::prelude::*;
@@ -110,8 +110,8 @@ fn structure(element: &str, frames: &Frames, labels: &Labels) -> gst::Structure 
 fn json(element: &str, frames: &Frames, labels: &Labels) -> String {
     let detection = |(id, PixelBox { x, y, w, h }, found): (u32, PixelBox, &Detection)| {
         json!({
-            "id": id, "label": text(&labels.name(found.class)), "class-id": found.class,
-            "confidence": found.confidence, "x": x, "y": y, "w": w, "h": h,
+            "id": format!("{id:08x}"), "class": text(&labels.name(found.class)), "class_id": found.class,
+            "conf": (f64::from(found.confidence) * 1e3).round() / 1e3, "box": [x, y, w, h],
         })
     };
     let frame = |(frame, detections): &(Frame, Vec<Detection>)| {

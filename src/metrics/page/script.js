@@ -280,7 +280,7 @@
     ["slots", (one) => one.slots, count],
     ["callers", (one) => one.callers, count],
     ["last run", (one) => one.last_run, seconds],
-    ["loading took", (one) => one.bytes, bytes],
+    ["loading added", (one) => one.bytes, bytes],
   ]);
 
   function tile(title) {
