@@ -1,9 +1,9 @@
 //! The latest detections of a stream, kept so that they can be looked at: a ring for each stream.
 //!
 //! A ring is one list of equal records, a frame's own before those of its detections. It grows by doubling and stops where
-//! it holds the frames that are wanted, or its share of the bytes for all streams: [`Shelf::limit`] over the number of
-//! rings. A full ring, or one that finds no room in the budget, loses its own oldest frames, never another's. When a
-//! further stream joins, the others give up what is beyond their new share with their next frame.
+//! it holds the frames that are wanted, or its equal share of the bytes that [`SHELF`] has for all of them. A full ring,
+//! or one that finds no room in the budget, loses its own oldest frames, never another's. When a further stream joins,
+//! the others give up what is beyond their new share with their next frame.
 //!
 //! Lock order: a ring's, then the budget's.
 
