@@ -18,6 +18,7 @@ use gst::prelude::*;
 use gst_video::VideoFrameExt;
 use gstyolodetect::batch::Ledger;
 use gstyolodetect::engine::Engine;
+use gstyolodetect::engine::device::Device;
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
 use gstyolodetect::engine::plan::{Hint, Plan};
 use gstyolodetect::memory::budget::HOST;
@@ -200,7 +201,7 @@ fn compare(pairs: usize, names: [&str; 2], sides: [&dyn Fn() -> f64; 2]) {
 
 fn load(plan: Plan) -> OnnxEngine {
     let model = asset("models/yolo12n.onnx");
-    let options = SessionOptions { model, library: None, head: None, plan };
+    let options = SessionOptions { model, library: None, head: None, device: Device::Cpu, plan };
     OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 

@@ -200,6 +200,7 @@ fn estimates_are_near_what_models_take() {
         model: model.clone(),
         library: None,
         head: None,
+        device: gstyolodetect::engine::device::Device::Cpu,
         threads: 2,
         hint: Hint::Latency,
         detectors: 1,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use gstyolodetect::batch::Ledger;
 use gstyolodetect::decode::OutputRef;
+use gstyolodetect::engine::device::Device;
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
 use gstyolodetect::engine::plan::Plan;
 use gstyolodetect::engine::{Engine, Output};
@@ -16,7 +17,7 @@ use gstyolodetect::tensor::BatchTensor;
 
 fn load(model: PathBuf, plan: Plan) -> OnnxEngine {
     common::init();
-    let options = SessionOptions { model, library: None, head: None, plan };
+    let options = SessionOptions { model, library: None, head: None, device: Device::Cpu, plan };
     OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 

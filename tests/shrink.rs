@@ -7,6 +7,7 @@ mod common;
 use common::in_own_process;
 use gstyolodetect::batch::Ledger;
 use gstyolodetect::decode::OutputRef;
+use gstyolodetect::engine::device::Device;
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
 use gstyolodetect::engine::plan::Plan;
 use gstyolodetect::engine::{Engine, Output};
@@ -16,7 +17,8 @@ use gstyolodetect::tensor::BatchTensor;
 fn load(model: &str) -> OnnxEngine {
     common::init();
     let plan = Plan { callers: 1, threads: 2 };
-    let options = SessionOptions { model: common::asset(model), library: None, head: None, plan };
+    let options =
+        SessionOptions { model: common::asset(model), library: None, head: None, device: Device::Cpu, plan };
     OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 

@@ -1,5 +1,6 @@
 //! A model that is loaded and can be run. [`Engine`] is all that the batcher knows of it.
 
+pub mod device;
 pub mod estimate;
 pub mod header;
 pub mod idle;

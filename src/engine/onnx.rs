@@ -1,32 +1,34 @@
-//! One ONNX Runtime session behind [`Engine`]. With [`super::runtime`], the only file that names `ort`.
+//! One ONNX Runtime session behind [`Engine`]. These files and [`super::runtime`] alone name `ort`.
 //!
 //! A run goes through the C API: its input is a view, made once, of a [`BatchTensor`]'s own memory, and its output is
 //! read where ONNX Runtime has put it, so that a run copies no tensor and allocates nothing on our side. ONNX Runtime documents that `Run` may be
 //! called by several threads at once on one session; `ort`'s own call wants it exclusively. `tests/callers.rs` compares
 //! 100,000 such runs, bit by bit, with single ones.
 
+mod probe;
+mod session;
+mod value;
+
 use std::ffi::CString;
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ort::AsPointer;
-use ort::logging::LogLevel;
-use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session};
-use ort::sys::{ONNXTensorElementDataType as OrtElement, OrtMemoryInfo, OrtValue};
-use ort::value::{Outlet, TensorElementType, ValueType};
 
-use super::model::{DeclaredInput, InputPlan};
+use self::probe::{declared, lay_out, probe, read_metadata, tensor_type};
+use self::value::{HostMemory, OwnedValue, Views, call, views};
+use super::device::Device;
+use super::model::InputPlan;
 use super::plan::Plan;
 use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output, runtime};
-use crate::batch::{Ledger, Need, ceiling};
-use crate::decode::{Head, Layout, ModelMetadata, OutputRef, OutputShape};
+use crate::batch::{Ledger, Need};
+use crate::decode::{Head, Layout};
 use crate::detection::Labels;
 use crate::memory;
-use crate::tensor::{BatchTensor, Element, FrameExtent};
+use crate::tensor::{BatchTensor, FrameExtent};
 
 /// All that decides how a model is loaded; equal options on equal content share an engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +36,7 @@ pub struct SessionOptions {
     pub model: PathBuf,
     pub library: Option<PathBuf>,
     pub head: Option<Head>,
+    pub device: Device,
     pub plan: Plan,
 }
 
@@ -68,7 +71,7 @@ impl OnnxEngine {
         let rss_before = memory::resident_bytes();
         let file = options.model.as_path();
         let environment = runtime::environment(options.library.as_deref())?;
-        let session = open(environment, options).map_err(|error| {
+        let session = session::open(environment, options).map_err(|error| {
             unsupported(
                 file,
                 "ONNX Runtime cannot load it; it is no ONNX file, damaged, or made for a newer ONNX Runtime"
@@ -122,7 +125,7 @@ impl OnnxEngine {
             input_name,
             output_dims,
             host,
-            shrink: shrink_options().map_err(|error| run_failed(file, error))?,
+            shrink: session::shrink_options().map_err(|error| run_failed(file, error))?,
             has_arena: true.into(),
         };
         let mut warm =
@@ -248,133 +251,6 @@ impl Engine for OnnxEngine {
     }
 }
 
-fn open(environment: &ort::environment::Environment, options: &SessionOptions) -> ort::Result<Session> {
-    // No memory pattern: it reserves 20–30 MB more with a nano model (120 MB with a large one) for no gain.
-    Session::builder(environment)?
-        .with_intra_threads(options.plan.threads)?
-        .with_memory_pattern(false)?
-        // What goes wrong is reported by us; ONNX Runtime would print each failed run to stderr as well.
-        // An application that shares ONNX Runtime with us may have bounded its arena; by default there is none of these.
-        .with_env_allocators()?
-        .with_log_level(LogLevel::Fatal)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .commit_from_file(&options.model)
-}
-
-/// The arena of the processor's memory is shrunk after the run.
-fn shrink_options() -> ort::Result<RunOptions> {
-    let mut options = RunOptions::new()?;
-    options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
-    // As for the session: what goes wrong is reported by us.
-    options.set_log_level(LogLevel::Fatal)?;
-    Ok(options)
-}
-
-/// Calls `probe` with `max_batch` frames, or with as many as there is room for, which are then in the ledger. How many that
-/// was, and what it found.
-fn lay_out<T>(
-    max_batch: usize,
-    plan: &InputPlan,
-    ledger: &mut Ledger,
-    file: &Path,
-    probe: impl Fn(usize) -> Result<T, EngineError>,
-) -> Result<(usize, T), EngineError> {
-    let mut frames = plan.batch.capacity(max_batch.max(1));
-    let can_be_fewer = |frames: usize| frames > 1 && !plan.batch.is_fixed();
-    loop {
-        let tensor = (frames - plan.batch.capacity(1)) as u64 * plan.frame().bytes() as u64;
-        let outcome = match ledger.admit(frames, tensor) {
-            Ok(()) => {
-                let outcome = probe(frames);
-                ledger.release(tensor);
-                outcome
-            }
-            Err(exceeded) => {
-                let held = ledger.held();
-                let need = Need { arena: held.arena.saturating_add(exceeded.wanted), ..held };
-                Err(EngineError::no_budget(file, need, &exceeded))
-            }
-        };
-        match outcome {
-            Ok(found) => return Ok((frames, found)),
-            Err(EngineError { kind: EngineErrorKind::OutOfMemory | EngineErrorKind::NoBudget, .. })
-                if can_be_fewer(frames) =>
-            {
-                frames = ceiling::part(frames);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn read_metadata(session: &Session) -> ModelMetadata {
-    match session.metadata() {
-        Ok(metadata) => ModelMetadata::read(|key| metadata.custom(key)),
-        Err(_) => ModelMetadata::default(),
-    }
-}
-
-fn declared(input: &Outlet) -> DeclaredInput {
-    let (element, dims) = tensor_type(input.dtype());
-    DeclaredInput { name: input.name().to_string(), dims, element, type_name: input.dtype().to_string() }
-}
-
-/// The element, where it is a float that we know, and the dimensions; open ones are -1.
-fn tensor_type(dtype: &ValueType) -> (Option<Element>, Vec<i64>) {
-    let element = match dtype.tensor_type() {
-        Some(TensorElementType::Float32) => Some(Element::F32),
-        Some(TensorElementType::Float16) => Some(Element::F16),
-        _ => None,
-    };
-    (element, dtype.tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default())
-}
-
-/// Runs the model once on black frames and reports every output's real shape.
-fn probe(
-    session: &Session,
-    host: &HostMemory,
-    plan: &InputPlan,
-    input_name: &CString,
-    frames: usize,
-    file: &Path,
-) -> Result<Vec<OutputShape>, EngineError> {
-    let mut batch =
-        BatchTensor::new(frames, plan.frame()).map_err(|error| EngineError::no_room(file, error))?;
-    let shape = [frames as i64, 3, i64::from(plan.height), i64::from(plan.width)];
-    let names: Vec<CString> =
-        session.outputs().iter().map(|output| c_name(file, output.name())).collect::<Result<_, _>>()?;
-    let name_pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
-    let mut values = vec![ptr::null_mut(); names.len()];
-    let outcome = (|| {
-        let bytes = batch.input_bytes().ok_or_else(|| ort::Error::new("a slot of the batch is still out"))?;
-        let input = host.view(bytes, &shape, plan.element)?;
-        call(session, None, input_name, input.0.as_ptr(), &name_pointers, &mut values)
-    })();
-    let values: Vec<_> = values.into_iter().map(|value| NonNull::new(value).map(OwnedValue)).collect();
-    outcome.map_err(|error| {
-        if ran_out_of_memory(&error.to_string()) {
-            return run_failed(file, error);
-        }
-        unsupported(
-            file,
-            format!("it cannot run on a picture of {}x{} pixels", plan.width, plan.height),
-            error,
-        )
-    })?;
-    let shape_of = |(output, value): (&Outlet, &Option<OwnedValue>)| {
-        // Sequences and maps have no shape; the layout passes over them.
-        let is_tensor = output.dtype().is_tensor();
-        let known = value.as_ref().filter(|_| is_tensor).and_then(|value| value.element_and_dims().ok());
-        let (element, dims) = known.unwrap_or_default();
-        OutputShape {
-            name: output.name().to_string(),
-            dims: dims.iter().map(|&dim| dim.max(0) as usize).collect(),
-            float: element.is_some(),
-        }
-    };
-    Ok(session.outputs().iter().zip(&values).map(shape_of).collect())
-}
-
 fn c_name(file: &Path, name: &str) -> Result<CString, EngineError> {
     CString::new(name)
         .map_err(|error| unsupported(file, format!("the name {name:?} holds a zero byte"), error))
@@ -410,182 +286,4 @@ fn ran_out_of_memory(message: &str) -> bool {
     ]
     .iter()
     .any(|words| message.contains(words))
-}
-
-/// One call of `OrtApi::Run`. A null in `outputs` is allocated by ONNX Runtime and then the caller's.
-fn call(
-    session: &Session,
-    options: Option<&RunOptions>,
-    input_name: &CString,
-    input: *const OrtValue,
-    output_names: &[*const std::ffi::c_char],
-    outputs: &mut [*mut OrtValue],
-) -> ort::Result<()> {
-    debug_assert_eq!(output_names.len(), outputs.len());
-    let options = options.map_or(ptr::null(), AsPointer::ptr);
-    // SAFETY: the session, the options, both name lists, the input value and every non-null output value are alive during
-    // the call, and the lengths are those of the lists. `Run` does not change the session's own state.
-    unsafe {
-        ort::Error::result_from_status((ort::api().Run)(
-            session.ptr().cast_mut(),
-            options,
-            &input_name.as_ptr(),
-            &input,
-            1,
-            output_names.as_ptr(),
-            outputs.len(),
-            outputs.as_mut_ptr(),
-        ))
-    }
-}
-
-/// Views of one [`BatchTensor`], by the frames that they show.
-#[derive(Default)]
-struct Views(Vec<(Range<usize>, OwnedValue)>);
-
-impl Views {
-    fn of(&self, frames: &Range<usize>) -> Option<&OwnedValue> {
-        self.0.iter().find(|(of, _)| of == frames).map(|(_, view)| view)
-    }
-}
-
-fn views(batch: &BatchTensor) -> Option<&Views> {
-    batch.binding.as_ref()?.downcast_ref()
-}
-
-/// An `OrtValue` that is ours to release.
-struct OwnedValue(NonNull<OrtValue>);
-
-// SAFETY: an OrtValue is reference-counted data without ties to a thread, and this is its only handle here.
-unsafe impl Send for OwnedValue {}
-
-impl Drop for OwnedValue {
-    fn drop(&mut self) {
-        // SAFETY: owned, released once.
-        unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
-    }
-}
-
-/// A tensor's shape, which is asked for after every run: not on the heap.
-#[derive(Default)]
-struct Dims {
-    sizes: [i64; Self::MAX_RANK],
-    rank: usize,
-}
-
-impl Dims {
-    /// More than any model has.
-    const MAX_RANK: usize = 16;
-
-    fn of_rank(&mut self, rank: usize) -> ort::Result<&mut [i64]> {
-        self.rank = rank;
-        self.sizes.get_mut(..rank).ok_or_else(|| {
-            ort::Error::new(format!("an output has {rank} dimensions, more than {}", Self::MAX_RANK))
-        })
-    }
-}
-
-impl Deref for Dims {
-    type Target = [i64];
-
-    fn deref(&self) -> &[i64] {
-        &self.sizes[..self.rank.min(Self::MAX_RANK)]
-    }
-}
-
-impl OwnedValue {
-    fn element_and_dims(&self) -> ort::Result<(Option<Element>, Dims)> {
-        let mut info = ptr::null_mut();
-        let mut element = OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-        let mut count = 0;
-        let mut dims = Dims::default();
-        // SAFETY: the value is alive; `info` is released below on every path; `dims` has room for `count`.
-        unsafe {
-            ort::Error::result_from_status((ort::api().GetTensorTypeAndShape)(self.0.as_ptr(), &mut info))?;
-            let outcome = (|| {
-                ort::Error::result_from_status((ort::api().GetTensorElementType)(info, &mut element))?;
-                ort::Error::result_from_status((ort::api().GetDimensionsCount)(info, &mut count))?;
-                let dims = dims.of_rank(count)?;
-                ort::Error::result_from_status((ort::api().GetDimensions)(info, dims.as_mut_ptr(), count))
-            })();
-            (ort::api().ReleaseTensorTypeAndShapeInfo)(info);
-            outcome?;
-        }
-        let element = match element {
-            OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT => Some(Element::F32),
-            OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 => Some(Element::F16),
-            _ => None,
-        };
-        Ok((element, dims))
-    }
-
-    /// The tensor's first `len` values; the caller knows from its type and shape that it has as many.
-    fn values(&self, element: Element, len: usize) -> ort::Result<OutputRef<'_>> {
-        let mut data = ptr::null_mut();
-        // SAFETY: the value is alive and a tensor in host memory; its type and shape were checked by the caller, so
-        // `len` elements are there for as long as the value lives, aligned as ONNX Runtime aligns its tensors (beyond
-        // either type's need); any bits are a valid float.
-        unsafe {
-            ort::Error::result_from_status((ort::api().GetTensorMutableData)(self.0.as_ptr(), &mut data))?;
-            if data.is_null() {
-                return Err(ort::Error::new("the output has no data"));
-            }
-            Ok(match element {
-                Element::F32 => OutputRef::F32(std::slice::from_raw_parts(data.cast(), len)),
-                Element::F16 => OutputRef::F16(std::slice::from_raw_parts(data.cast(), len)),
-            })
-        }
-    }
-}
-
-/// ONNX Runtime's description of ordinary host memory.
-struct HostMemory(NonNull<OrtMemoryInfo>);
-
-// SAFETY: an immutable description.
-unsafe impl Send for HostMemory {}
-// SAFETY: as above.
-unsafe impl Sync for HostMemory {}
-
-impl HostMemory {
-    fn new() -> ort::Result<Self> {
-        let mut info = ptr::null_mut();
-        // SAFETY: `info` is an out parameter.
-        unsafe {
-            ort::Error::result_from_status((ort::api().CreateCpuMemoryInfo)(
-                ort::sys::OrtAllocatorType::OrtDeviceAllocator,
-                ort::sys::OrtMemType::OrtMemTypeDefault,
-                &mut info,
-            ))?;
-        }
-        NonNull::new(info).map(Self).ok_or_else(|| ort::Error::new("no memory description"))
-    }
-
-    /// A tensor over `bytes`, which must outlive it: [`BatchTensor`] drops its binding before its memory.
-    fn view(&self, bytes: &mut [u8], shape: &[i64], element: Element) -> ort::Result<OwnedValue> {
-        let element = match element {
-            Element::F32 => OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-            Element::F16 => OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-        };
-        let mut value = ptr::null_mut();
-        // SAFETY: ONNX Runtime checks the length against the shape; the memory outlives the value (above).
-        unsafe {
-            ort::Error::result_from_status((ort::api().CreateTensorWithDataAsOrtValue)(
-                self.0.as_ptr(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                shape.as_ptr(),
-                shape.len(),
-                element,
-                &mut value,
-            ))?;
-        }
-        NonNull::new(value).map(OwnedValue).ok_or_else(|| ort::Error::new("no tensor"))
-    }
-}
-
-impl Drop for HostMemory {
-    fn drop(&mut self) {
-        // SAFETY: owned, released once.
-        unsafe { (ort::api().ReleaseMemoryInfo)(self.0.as_ptr()) }
-    }
 }

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::device::Device;
 use super::estimate::{self, Estimate};
 use super::idle::Idle;
 use super::onnx::{OnnxEngine, SessionOptions};
@@ -37,6 +38,7 @@ pub struct Wanted {
     pub model: PathBuf,
     pub library: Option<PathBuf>,
     pub head: Option<Head>,
+    pub device: Device,
     /// Of all runs together, at least 1.
     pub threads: usize,
     pub hint: Hint,
@@ -54,6 +56,7 @@ pub(super) struct EngineKey {
     /// Of the file's content: copies and links of one model are one model.
     model_hash: u128,
     head: Option<Head>,
+    device: Device,
     threads: usize,
     plan: Plan,
 }
@@ -128,7 +131,13 @@ pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
     super::runtime::environment(wanted.library.as_deref())?;
     EnginePressure::watch(&REGISTRY);
     let plan = Plan::new(wanted.hint, wanted.threads, wanted.detectors);
-    let key = EngineKey { model_hash, head: wanted.head, threads: wanted.threads, plan };
+    let key = EngineKey {
+        model_hash,
+        head: wanted.head,
+        device: wanted.device.clone(),
+        threads: wanted.threads,
+        plan,
+    };
     let lease = REGISTRY.get(key, wanted.hint == Hint::Auto, || {
         let _alone = REGISTRY.loads.lock();
         REGISTRY.with_room(|| load(wanted, plan, model_hash))
@@ -149,6 +158,7 @@ fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, Engine
         model: wanted.model.clone(),
         library: wanted.library.clone(),
         head: wanted.head,
+        device: wanted.device.clone(),
         plan,
     };
     let engine = OnnxEngine::load(&options, wanted.max_batch, &mut ledger)?;

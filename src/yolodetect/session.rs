@@ -12,6 +12,7 @@ use crate::batch::Stream;
 use crate::batch::batcher::BatcherStats;
 use crate::decode::{ClassFilter, Thresholds};
 use crate::detection::{ClassId, Labels};
+use crate::engine::device::Device;
 use crate::engine::registry::{self, Lease, Wanted};
 use crate::engine::{BatchSize, EngineError, EngineErrorKind};
 use crate::memory::budget;
@@ -54,14 +55,7 @@ impl Session {
                 "",
             ));
         };
-        match settings.device.as_str() {
-            "auto" | "cpu" => (),
-            other => {
-                return Err(refuse(format!(
-                    "device={other} is not available: this version runs models on the CPU (device=auto or device=cpu)"
-                )));
-            }
-        }
+        let device = Device::parse(&settings.device).map_err(refuse)?;
         let kinds = kinds(settings).map_err(refuse)?;
         let bytes = settings.memory.memory_budget;
         // Before anything is loaded that it shall bound.
@@ -72,6 +66,7 @@ impl Session {
             model,
             library: settings.onnxruntime_library.clone(),
             head: settings.head.head(),
+            device,
             threads: settings.thread_count(),
             hint: settings.performance_hint.hint(),
             detectors,

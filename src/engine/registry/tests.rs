@@ -4,6 +4,7 @@ use super::*;
 use crate::batch::Ledger;
 use crate::batch::batcher::tests::{spec, submit};
 use crate::batch::{Outcome, Patience};
+use crate::engine::device::Device;
 use crate::engine::{BatchSize, Engine, ModelSpec, Output};
 use crate::memory::budget::HOST;
 use crate::tensor::BatchTensor;
@@ -30,7 +31,13 @@ impl Engine for Panics {
 }
 
 pub fn key(model_hash: u128) -> EngineKey {
-    EngineKey { model_hash, head: None, threads: 4, plan: Plan { callers: 1, threads: 4 } }
+    EngineKey {
+        model_hash,
+        head: None,
+        device: Device::Cpu,
+        threads: 4,
+        plan: Plan { callers: 1, threads: 4 },
+    }
 }
 
 fn batcher() -> Result<Batcher, EngineError> {
@@ -61,7 +68,7 @@ fn who_leaves_the_plan_open_takes_what_is_there() {
     drop(first);
     assert!(same(&second, &load(registry, throughput.clone(), true)));
     assert!(!same(&second, &load(registry, key(5), true)), "another model");
-    let threads = EngineKey { threads: 2, ..latency };
+    let threads = EngineKey { threads: 2, ..latency.clone() };
     assert!(!same(&second, &load(registry, threads, true)), "threads were asked for");
 }
 

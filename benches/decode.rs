@@ -1,0 +1,3 @@
+//! From a model's output to detections, by layout and number of candidates.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! From pixels to tensors, by pixel format and size.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! What ONNX Runtime's session options do to time and memory.
+
+fn main() {}
