@@ -29,8 +29,9 @@ use super::plan::{Hint, Plan};
 use super::pressure::EnginePressure;
 use super::{Engine, EngineError, EngineErrorKind, room};
 use crate::batch::relief::Relief;
-use crate::batch::{Batcher, Stream, batcher};
+use crate::batch::{Batcher, Ledger, Stream, batcher};
 use crate::decode::Head;
+use crate::memory::budget;
 
 /// An engine as an element wants it.
 #[derive(Clone, Debug)]
@@ -62,6 +63,26 @@ pub(super) struct EngineKey {
 }
 
 impl EngineKey {
+    fn new(wanted: &Wanted) -> Result<Self, EngineError> {
+        let model_hash = hash_file(&wanted.model).map_err(|error| {
+            EngineError::new(
+                EngineErrorKind::ModelMissing,
+                format!(
+                    "the model {} cannot be read, {error}: set model-file to the path of an ONNX file",
+                    wanted.model.display()
+                ),
+                "",
+            )
+        })?;
+        Ok(Self {
+            model_hash,
+            head: wanted.head,
+            device: wanted.device.clone(),
+            threads: wanted.threads,
+            plan: Plan::new(wanted.hint, wanted.threads, wanted.detectors),
+        })
+    }
+
     /// Whether the other is for the same model, differing in the plan at most.
     fn is_akin(&self, other: &Self) -> bool {
         *self == Self { plan: self.plan, ..other.clone() }
@@ -117,33 +138,24 @@ static REGISTRY: Registry = Registry {
 /// See [`super::runtime::environment`], [`room::reserve`] and [`OnnxEngine::load`]; a model file that cannot be read is
 /// [`EngineErrorKind::ModelMissing`].
 pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
-    let model_hash = hash_file(&wanted.model).map_err(|error| {
-        EngineError::new(
-            EngineErrorKind::ModelMissing,
-            format!(
-                "the model {} cannot be read, {error}: set model-file to the path of an ONNX file",
-                wanted.model.display()
-            ),
-            "",
-        )
-    })?;
+    let key = EngineKey::new(wanted)?;
     // Also checks, for an engine that is there already, that the same library is meant.
     super::runtime::environment(wanted.library.as_deref())?;
     EnginePressure::watch(&REGISTRY);
-    let plan = Plan::new(wanted.hint, wanted.threads, wanted.detectors);
-    let key = EngineKey {
-        model_hash,
-        head: wanted.head,
-        device: wanted.device.clone(),
-        threads: wanted.threads,
-        plan,
-    };
+    let (plan, model_hash) = (key.plan, key.model_hash);
     let lease = REGISTRY.get(key, wanted.hint == Hint::Auto, || {
         let _alone = REGISTRY.loads.lock();
         REGISTRY.with_room(|| load(wanted, plan, model_hash))
     })?;
     lease.keep_for(wanted.keep_alive);
     Ok(lease)
+}
+
+/// Has those who want the same, until the lease is dropped, run `engine` instead of a model that is loaded; the model's file
+/// only tells engines apart. For measurements of all that is not the engine.
+pub fn lend(wanted: &Wanted, engine: Arc<dyn Engine>) -> Result<Lease, EngineError> {
+    let ledger = Ledger::new(&budget::HOST, &wanted.model.display().to_string());
+    REGISTRY.get(EngineKey::new(wanted)?, false, || Batcher::new(engine, ledger))
 }
 
 /// Engines that are kept without an element.
