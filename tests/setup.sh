@@ -123,6 +123,8 @@ main() {
         *) die "usage: tests/setup.sh [--no-apt] [--check]" ;;
         esac
     done
+    # There is no such wheel for other processors; tests/openvino.rs says so.
+    [ "$(uname -m)" != x86_64 ] || setup_arguments+=(--openvino)
     "$ROOT/pipelines/setup.sh" "${setup_arguments[@]}"
     make_scratch
     # What is missing shows in what follows: no venv is an error, no mmdebstrap, RTSP server or browser a test skipped.

@@ -5,6 +5,7 @@
 //! called by several threads at once on one session; `ort`'s own call wants it exclusively. `tests/callers.rs` compares
 //! 100,000 such runs, bit by bit, with single ones.
 
+mod openvino;
 mod probe;
 mod session;
 mod value;
@@ -71,21 +72,15 @@ impl OnnxEngine {
         let rss_before = memory::resident_bytes();
         let file = options.model.as_path();
         let environment = runtime::environment(options.library.as_deref())?;
-        let session = session::open(environment, options).map_err(|error| {
-            unsupported(
-                file,
-                "ONNX Runtime cannot load it; it is no ONNX file, damaged, or made for a newer ONNX Runtime"
-                    .into(),
-                error,
-            )
-        })?;
+        let session = session::open(environment, options)?;
         // The parsed file and the graph before optimisation were left behind: gone before the first run, they do not add
         // to the peak.
         memory::return_free_heap();
         let rss_opened = memory::resident_bytes();
         let metadata = read_metadata(&session);
         let inputs: Vec<_> = session.inputs().iter().map(declared).collect();
-        let plan = InputPlan::find(file, &inputs, &metadata)?;
+        let mut plan = InputPlan::find(file, &inputs, &metadata)?;
+        plan.batch = session::batch_size(&options.device, plan.batch);
         let host = HostMemory::new().map_err(|error| run_failed(file, error))?;
         let input_name = c_name(file, &inputs[0].name)?;
 
@@ -117,7 +112,7 @@ impl OnnxEngine {
                 labels: metadata.names.map(Labels::new),
                 layout,
                 callers: options.plan.callers,
-                device: "cpu".into(),
+                device: options.device.resolved().to_string(),
                 warm_run: Default::default(),
                 loaded_bytes: 0,
             },

@@ -77,7 +77,7 @@ impl EngineKey {
         Ok(Self {
             model_hash,
             head: wanted.head,
-            device: wanted.device.clone(),
+            device: wanted.device.resolved(),
             threads: wanted.threads,
             plan: Plan::new(wanted.hint, wanted.threads, wanted.detectors),
         })

@@ -13,6 +13,7 @@ use std::time::Duration;
 use libloading::Library;
 use once_cell::sync::OnceCell;
 use ort::environment::Environment;
+use ort::logging::LogLevel;
 use parking_lot::Mutex;
 
 use super::{EngineError, EngineErrorKind};
@@ -95,6 +96,11 @@ pub fn environment(library: Option<&Path>) -> Result<&'static Environment, Engin
     Err(first_error.unwrap_or_else(|| EngineError::new(EngineErrorKind::Library, WAY_OUT, "")))
 }
 
+/// The file that the process's ONNX Runtime was loaded from, as it was named.
+pub fn library() -> Option<&'static Path> {
+    LOADED.get().map(|loaded| loaded.library.as_path())
+}
+
 fn candidates(library: Option<&Path>) -> Vec<PathBuf> {
     if let Some(library) = library {
         return vec![library.to_path_buf()];
@@ -133,9 +139,12 @@ fn load(library: &Path) -> Result<Environment, EngineError> {
     if exiting() {
         return Err(too_late());
     }
-    builder.with_name("yolodetect").with_telemetry(false).build().map_err(|error| {
+    let environment = builder.with_name("yolodetect").with_telemetry(false).build().map_err(|error| {
         refuse(format!("the ONNX Runtime library {} does not start", path.display()), error.to_string())
-    })
+    })?;
+    // What goes wrong is reported by us; ONNX Runtime would print it to stderr as well.
+    environment.set_log_level(LogLevel::Fatal);
+    Ok(environment)
 }
 
 /// An exit that begins while the library's file is being opened waits here until that is over.

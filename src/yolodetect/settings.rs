@@ -219,7 +219,7 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
                 .build(),
             glib::ParamSpecString::builder("device")
                 .nick("Device")
-                .blurb("Where the model runs: auto or cpu")
+                .blurb("Where the model runs: auto, cpu or openvino[:DEVICE]")
                 .default_value(Some(default.device.as_str()))
                 .mutable_ready()
                 .build(),
