@@ -164,13 +164,13 @@ pub fn idle_engines() -> usize {
 }
 
 fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, EngineError> {
-    let mut ledger =
-        room::reserve(&wanted.model, &estimate::estimate(model_hash, &wanted.model), plan.callers)?;
+    let placed = (model_hash, wanted.device.resolved());
+    let mut ledger = room::reserve(&wanted.model, &estimate::estimate(&placed, &wanted.model), plan.callers)?;
     let options = SessionOptions {
         model: wanted.model.clone(),
         library: wanted.library.clone(),
         head: wanted.head,
-        device: wanted.device.clone(),
+        device: placed.1.clone(),
         plan,
     };
     let engine = OnnxEngine::load(&options, wanted.max_batch, &mut ledger)?;
@@ -182,7 +182,7 @@ fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, Engine
         frame_tensor: spec.input.bytes() as u64,
         least: spec.batch.capacity(1) as u64,
     };
-    estimate::learn(model_hash, measured);
+    estimate::learn(placed, measured);
     ledger.check().map_err(|exceeded| EngineError::no_budget(&spec.file, ledger.held(), &exceeded))?;
     Batcher::new(Arc::new(engine), ledger)
 }

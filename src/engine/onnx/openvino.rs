@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
-use ort::ep::{self, ExecutionProvider};
+use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider};
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 
@@ -78,12 +78,17 @@ fn missing(device: &str, what: &str, detail: impl Display) -> EngineError {
     )
 }
 
+/// OpenVINO would tie each thread of a run, the caller too, to one core, whatever else runs there: the decoders of the streams do,
+/// and engines of other models, which it ties to the same ones.
+const CONFIG: &str = r#"{"CPU":{"ENABLE_CPU_PINNING":"NO"}}"#;
+
 fn prepare(builder: SessionBuilder, device: &str, plan: &Plan) -> ort::Result<SessionBuilder> {
     let mut provider = ep::OpenVINO::default()
         .with_device_type(device)
         // Of the model's own numbers: some processors would otherwise compute with fewer bits.
         .with_precision("ACCURACY")
-        .with_num_threads(plan.callers + plan.threads - 1);
+        .with_num_threads(plan.callers + plan.threads - 1)
+        .with_arbitrary_config("load_config", CONFIG);
     // A list of devices decides by itself, and refuses any other number.
     if !device.contains(':') {
         // Runs at the same time each have a share of the threads.
@@ -109,8 +114,8 @@ fn why_refused(device: &str, error: &ort::Error) -> EngineError {
     EngineError::new(
         EngineErrorKind::Settings,
         format!(
-            "device=openvino:{device} is not there: OpenVINO finds no such device, or no driver for it; use \
-             device=openvino:CPU or device=cpu"
+            "device=openvino:{device} is not there: OpenVINO finds no such device, or no driver or plugin for it; \
+             device=cpu needs none"
         ),
         error,
     )
