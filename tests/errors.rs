@@ -103,6 +103,17 @@ fn devices_that_are_not_there() {
         let text = error(&format!("model-file={} device={device}", tiny("v8")));
         assert_says(&text, &[&format!("device={device}"), "device=auto"]);
     }
+    for device in ["openvino:", "openvino:TPU", "openvino:CPU_FP32", "openvino:AUTO"] {
+        let text = error(&format!("model-file={} device={device}", tiny("v8")));
+        assert_says(&text, &[&format!("device={device} names no device"), "openvino:GPU.1", "device=auto"]);
+    }
+    // The ordinary library has none.
+    let text = error(&format!("model-file={} device=openvino:gpu", tiny("v8")));
+    assert_says(
+        &text,
+        &["device=openvino:GPU", &library().display().to_string(), "pipelines/setup.sh --openvino"],
+    );
+    assert_says(&text, &["onnxruntime-openvino", "onnxruntime-library", "device=cpu"]);
     for device in ["auto", "cpu"] {
         assert!(
             detect(&format!("model-file={} device={device}", tiny("v8")), [&solid(64, 64, COLOR)]).is_ok()

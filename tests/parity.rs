@@ -1,136 +1,15 @@
 //! The same boxes as ONNX Runtime alone gives on the same pictures, with every layout of a model's output.
 
+#[path = "common/boxes.rs"]
+mod boxes;
 mod common;
 
-use std::collections::HashMap;
-
-use common::{Out, Pipeline, Seen, asset, converted, detect, picture, shared, yolo12n};
+use boxes::{
+    EXACT, compare, compare_all, every_layout_finds_the_same, pictures_keep_their_own_boxes, references,
+};
+use common::{Out, Pipeline, asset, detect, picture, shared, yolo12n};
 use gst::prelude::*;
 use gst_app::AppSink;
-use serde_json::Value;
-
-const PICTURES: [&str; 6] = ["bus", "zidane", "chelsea", "coffee", "astronaut", "motorcycle_left"];
-
-/// How far apart two results may be.
-#[derive(Clone, Copy)]
-struct Tolerance {
-    iou: f64,
-    confidence: f64,
-}
-
-/// Both saw the same pixels.
-const EXACT: Tolerance = Tolerance { iou: 0.98, confidence: 0.01 };
-/// The range has 219 steps, and of the chroma one half or three quarters are gone.
-const YUV: Tolerance = Tolerance { iou: 0.95, confidence: 0.03 };
-/// Where the missing chroma shows, see [`CHROMA_COUNTS`].
-const WEAK: Tolerance = Tolerance { iou: 0.95, confidence: 0.05 };
-/// Weights and arithmetic have 11 bits.
-const HALF_PRECISION: Tolerance = Tolerance { iou: 0.98, confidence: 0.02 };
-
-/// From here on a box of the reference must be found.
-const SURE: f64 = 0.30;
-/// From here on a found box must be one of the reference. What is below may be at home on the other side of the
-/// threshold of 0.25.
-const UNEXPECTED: f64 = 0.32;
-
-/// The (model, picture) where a weak box hangs on the chroma that 4:2:0 drops, whoever reads it: with all of the
-/// chroma (Y444) they are within the tolerance, and they are not where videoconvert makes RGB of the same NV12
-/// first. There, 4:2:0 may move a confidence by 0.05 and lift a box from below the threshold to 0.40.
-const CHROMA_COUNTS: [(&str, &str); 2] = [("yolo12n", "motorcycle_left"), ("yolov5n", "astronaut")];
-const WEAK_UNEXPECTED: f64 = 0.40;
-
-/// A box that a plain ONNX Runtime script found.
-#[derive(Clone, Debug)]
-struct Reference {
-    class: i32,
-    label: String,
-    confidence: f64,
-    xyxy: [f64; 4],
-}
-
-impl From<&Seen> for Reference {
-    fn from(seen: &Seen) -> Self {
-        Self { class: seen.class, label: seen.label.clone(), confidence: seen.confidence, xyxy: seen.xyxy }
-    }
-}
-
-/// By picture, without its file's ending.
-type References = HashMap<String, Vec<Reference>>;
-
-fn references(test: &str, iou: u32, model: &str) -> Option<References> {
-    let path = shared(test, &format!("reference/detections_iou{iou}.json"))?;
-    let all: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let reference = |value: &Value| Reference {
-        class: value["class_id"].as_i64().unwrap() as i32,
-        label: value["class"].as_str().unwrap().into(),
-        confidence: value["conf"].as_f64().unwrap(),
-        xyxy: std::array::from_fn(|side| value["xyxy"][side].as_f64().unwrap()),
-    };
-    let images = all[model]["images"].as_object().unwrap_or_else(|| panic!("no results of {model}"));
-    let stem = |file: &str| file.split('.').next().unwrap().to_string();
-    Some(
-        images
-            .iter()
-            .map(|(file, boxes)| (stem(file), boxes.as_array().unwrap().iter().map(reference).collect()))
-            .collect(),
-    )
-}
-
-/// Every sure box is found once, and nothing else that is as sure.
-fn compare(what: &str, found: &[Seen], expected: &[Reference], tolerance: Tolerance) {
-    compare_above(UNEXPECTED, what, found, expected, tolerance);
-}
-
-fn compare_above(unexpected: f64, what: &str, found: &[Seen], expected: &[Reference], tolerance: Tolerance) {
-    let same = |found: &Seen, expected: &Reference| {
-        found.class == expected.class
-            && found.label == expected.label
-            && found.iou(&expected.xyxy) >= tolerance.iou
-            && (found.confidence - expected.confidence).abs() <= tolerance.confidence
-    };
-    for expected in expected.iter().filter(|expected| expected.confidence >= SURE) {
-        let matches = found.iter().filter(|found| same(found, expected)).count();
-        assert_eq!(matches, 1, "{what}: {expected:?} among {found:#?}");
-    }
-    for found in found.iter().filter(|found| found.confidence >= unexpected) {
-        assert!(
-            expected.iter().any(|expected| same(found, expected)),
-            "{what}: {found:?} is not in {expected:#?}"
-        );
-    }
-    assert!(
-        found.is_sorted_by(|a, b| a.confidence >= b.confidence),
-        "{what}: not by falling confidence: {found:#?}"
-    );
-}
-
-/// GStreamer's own conversions of the pictures, with more and more chroma missing.
-const RGB: &str = "video/x-raw,format=RGB";
-const Y444: &str = "video/x-raw,format=Y444,colorimetry=bt601";
-const NV12: &str = "video/x-raw,format=NV12,colorimetry=bt601";
-const I420: &str = "video/x-raw,format=I420,colorimetry=1:4:0:0,chroma-site=jpeg";
-
-/// All pictures in all formats through one element. `name` is the model's in [`CHROMA_COUNTS`].
-fn compare_all(name: &str, model: &str, iou: u32, references: &References) {
-    let mut cases = Vec::new();
-    for file in PICTURES {
-        let picture = picture(file);
-        cases.extend([RGB, Y444, NV12, I420].map(|caps| (file, caps, converted(&picture, caps))));
-    }
-    let properties = format!("model-file={model} iou-threshold=0.{iou}");
-    let out = detect(&properties, cases.iter().map(|(.., sample)| sample)).unwrap();
-    for ((file, caps, _), out) in cases.iter().zip(&out) {
-        assert_eq!(out.status, "inferred");
-        let what = format!("{name}, {file} as {caps}, IoU {iou}");
-        let chroma_counts = CHROMA_COUNTS.contains(&(name, *file));
-        let (unexpected, tolerance) = match *caps {
-            RGB => (UNEXPECTED, EXACT),
-            NV12 | I420 if chroma_counts => (WEAK_UNEXPECTED, WEAK),
-            _ => (UNEXPECTED, YUV),
-        };
-        compare_above(unexpected, &what, &out.boxes, &references[*file], tolerance);
-    }
-}
 
 #[test]
 fn yolo12n_finds_what_onnxruntime_finds() {
@@ -138,7 +17,7 @@ fn yolo12n_finds_what_onnxruntime_finds() {
     else {
         return;
     };
-    compare_all("yolo12n", &yolo12n(), 70, &references);
+    compare_all("yolo12n", &yolo12n(), "", 70, &references);
 }
 
 #[test]
@@ -149,7 +28,7 @@ fn yolov5n_finds_what_onnxruntime_finds() {
     else {
         return;
     };
-    compare_all("yolov5n", &model.display().to_string(), 45, &references);
+    compare_all("yolov5n", &model.display().to_string(), "", 45, &references);
 }
 
 #[test]
@@ -158,7 +37,7 @@ fn yolox_nano_finds_what_onnxruntime_finds() {
     let Some(model) = shared(test, "models/yolox_nano_coco_416_b1.onnx") else { return };
     for iou in [70, 45] {
         let Some(references) = references(test, iou, "yolox_nano_coco_416_b1") else { return };
-        compare_all("yolox_nano", &model.display().to_string(), iou, &references);
+        compare_all("yolox_nano", &model.display().to_string(), "", iou, &references);
     }
 }
 
@@ -186,37 +65,11 @@ fn a_launch_line_finds_what_onnxruntime_finds() {
 /// The one set of weights, written out in each of the layouts that exports have.
 #[test]
 fn every_layout_of_one_network_finds_the_same() {
-    let bus = picture("bus");
-    let original = detect(&format!("model-file={}", yolo12n()), [&bus]).unwrap();
-    let expected: Vec<Reference> = original[0].boxes.iter().map(Reference::from).collect();
-    assert!(expected.len() >= 5, "{expected:#?}");
-    for (variant, tolerance) in [
-        ("v5", EXACT),
-        ("end2end", EXACT),
-        ("dynamic", EXACT),
-        ("dynamic_batch", EXACT),
-        ("batch4", EXACT),
-        ("f16", HALF_PRECISION),
-    ] {
-        let model = asset(&format!("models/variants/{variant}.onnx"));
-        let out = detect(&format!("model-file={}", model.display()), [&bus]).unwrap();
-        compare(variant, &out[0].boxes, &expected, tolerance);
-    }
+    every_layout_finds_the_same("");
 }
 
 /// A batch's frames each keep their own boxes.
 #[test]
 fn pictures_that_run_together_keep_their_own_boxes() {
-    let pictures: Vec<_> = ["bus", "zidane", "chelsea"].map(picture).into();
-    let alone = detect(&format!("model-file={}", yolo12n()), &pictures).unwrap();
-    let model = asset("models/variants/dynamic_batch.onnx");
-    // The fourth place stays empty until the stream's end, which waits for nobody. The number of threads is nobody
-    // else's, and so the engine: another test's frame would take the place.
-    let properties = format!("model-file={} threads=3 max-batch=4 batch-delay=10000000000", model.display());
-    let together = detect(&properties, &pictures).unwrap();
-    for (alone, together) in alone.iter().zip(&together) {
-        assert_eq!(together.batch, 3);
-        let expected: Vec<Reference> = alone.boxes.iter().map(Reference::from).collect();
-        compare("together", &together.boxes, &expected, EXACT);
-    }
+    pictures_keep_their_own_boxes("");
 }
