@@ -5,13 +5,14 @@
 
 use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc};
 use std::any::Any;
+use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use half::f16;
 use thiserror::Error;
 
-use crate::preprocess::TensorMut;
+use crate::preprocess::{FrameTensor, Margin, TensorMut};
 
 /// What one value of a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +51,9 @@ pub struct AllocError {
     pub bytes: usize,
 }
 
-/// Zeroed bytes on a cache line's boundary, freed on drop.
+/// Zeroed bytes on a cache line's boundary, freed on drop, and what is painted in each frame's place.
 struct Memory {
+    margins: Box<[UnsafeCell<Margin>]>,
     start: NonNull<u8>,
     /// What was allocated, in which `start` lies.
     block: NonNull<u8>,
@@ -64,10 +66,10 @@ const ALIGNMENT: usize = 64;
 /// with a greater one, which takes a second for a large batch.
 const BLOCK_ALIGNMENT: usize = 16;
 
-// SAFETY: `Memory` is plain bytes that it owns; who may touch which of them at a time is decided by
+// SAFETY: `Memory` is plain bytes and marks that it owns; who may touch which of them at a time is decided by
 // `BatchTensor` (exclusive through `&mut`) and `TensorSlot` (disjoint ranges).
 unsafe impl Send for Memory {}
-// SAFETY: as above; through `&Memory` alone no byte can be reached.
+// SAFETY: as above; through `&Memory` alone neither byte nor mark can be reached.
 unsafe impl Sync for Memory {}
 
 impl Memory {
@@ -81,7 +83,8 @@ impl Memory {
         let block = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes })?;
         // SAFETY: less than ALIGNMENT, by which the block is larger than what is used.
         let start = unsafe { block.add(block.align_offset(ALIGNMENT)) };
-        Ok(Self { start, block, layout })
+        let margins = (0..frames).map(|_| UnsafeCell::default()).collect();
+        Ok(Self { margins, start, block, layout })
     }
 }
 
@@ -131,11 +134,14 @@ impl BatchTensor {
         Arc::strong_count(&self.input) == 1
     }
 
-    /// The whole input's bytes, for the engine. `None` while a slot is out.
+    /// The whole input's bytes, for the engine. `None` while a slot is out. What is painted in it is forgotten, since
+    /// it may be written over.
     pub fn input_bytes(&mut self) -> Option<&mut [u8]> {
+        let memory = Arc::get_mut(&mut self.input)?;
+        memory.margins.iter_mut().for_each(|margin| *margin.get_mut() = Margin::default());
         // SAFETY: the memory is ours, of this length and initialised; with no slot out (`get_mut`), `&mut
         // self` makes the access exclusive.
-        Arc::get_mut(&mut self.input).map(|memory| unsafe {
+        Some(unsafe {
             std::slice::from_raw_parts_mut(memory.start.as_ptr(), self.capacity * self.extent.bytes())
         })
     }
@@ -149,18 +155,21 @@ pub struct TensorSlot {
 }
 
 impl TensorSlot {
-    /// The frame's values, `[3, height, width]`.
-    pub fn tensor(&mut self) -> TensorMut<'_> {
+    /// The frame's values, `[3, height, width]`, and what is painted around the picture there.
+    pub fn tensor(&mut self) -> FrameTensor<'_> {
         let FrameExtent { element, len } = self.extent;
         // SAFETY: within the memory (checked when the slot was made), aligned, initialised; no other slot has
         // this index, and the tensor's owner reads only once every slot is gone.
-        unsafe {
+        let values = unsafe {
             let start = self.memory.start.as_ptr().add(self.index * self.extent.bytes());
             match element {
                 Element::F32 => TensorMut::F32(std::slice::from_raw_parts_mut(start.cast(), len)),
                 Element::F16 => TensorMut::F16(std::slice::from_raw_parts_mut(start.cast(), len)),
             }
-        }
+        };
+        // SAFETY: as above, of the mark with this index.
+        let margin = unsafe { &mut *self.memory.margins[self.index].get() };
+        FrameTensor { values, margin }
     }
 }
 
@@ -173,7 +182,7 @@ mod tests {
         let extent = FrameExtent { element: Element::F32, len: 3 };
         let mut batch = BatchTensor::new(2, extent).unwrap();
         let (mut first, mut second) = (batch.slot(0), batch.slot(1));
-        match (first.tensor(), second.tensor()) {
+        match (first.tensor().values, second.tensor().values) {
             (TensorMut::F32(a), TensorMut::F32(b)) => {
                 a.fill(1.0);
                 b.fill(2.0);

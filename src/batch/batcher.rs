@@ -20,7 +20,7 @@ use super::ticket::{Outcome, Reduced, Ticket};
 use super::worker::Worker;
 use crate::decode::Thresholds;
 use crate::engine::{Engine, EngineError, EngineErrorKind, ModelSpec};
-use crate::preprocess::TensorMut;
+use crate::preprocess::FrameTensor;
 use crate::preprocess::letterbox::Letterbox;
 use crate::tensor::{BatchTensor, TensorSlot};
 
@@ -443,7 +443,7 @@ pub struct Slot {
 
 impl Slot {
     /// The frame's part of the tensor; `None` only after it was given back.
-    pub fn tensor(&mut self) -> Option<TensorMut<'_>> {
+    pub fn tensor(&mut self) -> Option<FrameTensor<'_>> {
         self.memory.as_mut().map(TensorSlot::tensor)
     }
 

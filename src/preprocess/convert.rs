@@ -1,20 +1,20 @@
 //! A frame's pixels to the model's input in one pass: resized, converted, scaled and padded row by row,
 //! without an image in between.
 //!
-//! For each row of the picture, the one or two rows of each plane that it lies between are resized
-//! horizontally, each in the plane's own resolution, blended vertically, and then mixed into red, green and
-//! blue. Interpolation is in floats. Ultralytics resizes bytes, with OpenCV's weights in fixed point, so its
-//! values differ by up to one byte's step.
+//! For each row of the picture, the one or two rows of each plane that it lies between are resized, each in the
+//! plane's own resolution, and then mixed into red, green and blue; see [`Kernels`]. Nothing between source and
+//! tensor is rounded to bytes. Ultralytics resizes bytes, with OpenCV's weights in fixed point, so its values
+//! differ by up to one byte's step.
 
 use super::axis::{Axis, Grid};
 use super::color::{self, Mix};
 use super::format::{FrameFormat, Plane, Samples};
 use super::letterbox::Letterbox;
+use super::margin::{FrameTensor, Margin, Painted};
 use super::resampler::Resampler;
-use super::rows;
+use super::rows::Kernels;
 use super::style::{InputStyle, PADDING, TensorMut};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 /// Why a frame could not be converted. The tensor is untouched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +35,7 @@ pub enum ConvertError {
 pub struct Converter {
     format: FrameFormat,
     letterbox: Letterbox,
+    kernels: Kernels,
     resamplers: Vec<Resampler>,
     mixes: [Mix; 3],
     /// White in the tensor.
@@ -46,12 +47,18 @@ pub struct Converter {
 impl Converter {
     /// For frames of `format` and a model's input of `model` pixels (width, height).
     pub fn new(format: FrameFormat, model: (u32, u32), style: InputStyle) -> Self {
+        Self::with_kernels(format, model, style, Kernels::best())
+    }
+
+    /// As [`new`](Self::new), with a version of the inner loops that need not be the fastest.
+    pub fn with_kernels(format: FrameFormat, model: (u32, u32), style: InputStyle, kernels: Kernels) -> Self {
         let letterbox = Letterbox::new((format.width, format.height), model, style.placement);
         let resamplers =
             format.pixel.samples().iter().map(|&samples| resampler(&format, &letterbox, samples)).collect();
         Self {
             format,
             letterbox,
+            kernels,
             resamplers,
             mixes: color::mixes(&format, &style),
             max: style.range.max(),
@@ -67,14 +74,19 @@ impl Converter {
         &self.format
     }
 
-    /// Writes every element of `out`, the padding too. Planes may be larger than needed, and there may be
-    /// more of them; bytes between rows are never read.
-    pub fn convert(&mut self, planes: &[Plane<'_>], out: TensorMut<'_>) -> Result<(), ConvertError> {
-        self.check(planes, out.len())?;
-        self.resamplers.iter_mut().for_each(Resampler::start_frame);
-        match out {
-            TensorMut::F32(out) => self.write(planes, out),
-            TensorMut::F16(out) => self.write(planes, out),
+    /// Bytes of the frame's rows that [`convert`](Self::convert) reads: of those that the picture lies on, each once.
+    pub fn source_bytes(&self) -> usize {
+        self.resamplers.iter().map(Resampler::source_bytes).sum()
+    }
+
+    /// Writes the picture, and the padding around it where that is not there yet. Planes may be larger than needed,
+    /// and there may be more of them; bytes between rows, and rows that the picture does not touch, are never read.
+    pub fn convert(&mut self, planes: &[Plane<'_>], out: FrameTensor<'_>) -> Result<(), ConvertError> {
+        let FrameTensor { values, margin } = out;
+        self.check(planes, values.len())?;
+        match values {
+            TensorMut::F32(values) => self.write(planes, values, margin),
+            TensorMut::F16(values) => self.write(planes, values, margin),
         }
         Ok(())
     }
@@ -103,33 +115,46 @@ impl Converter {
         Ok(())
     }
 
-    fn write<T: Element>(&mut self, planes: &[Plane<'_>], out: &mut [T]) {
+    fn write<T: Element>(&mut self, planes: &[Plane<'_>], out: &mut [T], margin: &mut Margin) {
         let (width, height) = size(self.letterbox.model());
         let (picture_width, picture_height) = size(self.letterbox.resized());
         let (left, top) = size(self.letterbox.pad());
-        let padding = T::from_f32(f32::from(PADDING) * self.max / 255.0);
-
-        for channel in out.chunks_exact_mut(width * height) {
-            channel[..top * width].fill(padding);
-            channel[(top + picture_height) * width..].fill(padding);
-        }
+        let padding = f32::from(PADDING) * self.max / 255.0;
+        margin.ensure(Painted::new(&self.letterbox, padding, size_of::<T>()), || {
+            for channel in out.chunks_exact_mut(width * height) {
+                paint_around(channel, width, (left, top), (picture_width, picture_height), padding);
+            }
+        });
         for row in 0..picture_height {
             for resampler in &mut self.resamplers {
-                resampler.advance(planes, row);
+                resampler.advance(self.kernels, planes, row);
             }
             let mut components: [&[f32]; 3] = [&[]; 3];
             let rows = self.resamplers.iter().flat_map(Resampler::components);
             components.iter_mut().zip(rows).for_each(|(component, row)| *component = row);
 
             for (channel, mix) in out.chunks_exact_mut(width * height).zip(&self.mixes) {
-                let line = &mut channel[(top + row) * width..][..width];
-                line[..left].fill(padding);
-                line[left + picture_width..].fill(padding);
-                T::write(&mut line[left..left + picture_width], &mut self.scratch, |line| {
-                    rows::mix(mix, &components, self.max, line)
-                });
+                let line = &mut channel[(top + row) * width + left..][..picture_width];
+                T::mix(self.kernels, mix, &components, self.max, line, &mut self.scratch);
             }
         }
+    }
+}
+
+/// Fills one channel, `width` values a row, but for the picture's rectangle.
+fn paint_around<T: Element>(
+    channel: &mut [T],
+    width: usize,
+    (left, top): (usize, usize),
+    (picture_width, picture_height): (usize, usize),
+    value: f32,
+) {
+    let value = T::from_f32(value);
+    channel[..top * width].fill(value);
+    channel[(top + picture_height) * width..].fill(value);
+    for line in channel.chunks_exact_mut(width).skip(top).take(picture_height) {
+        line[..left].fill(value);
+        line[left + picture_width..].fill(value);
     }
 }
 
@@ -157,8 +182,15 @@ fn size((x, y): (u32, u32)) -> (usize, usize) {
 /// What a tensor is made of.
 trait Element: Copy {
     fn from_f32(value: f32) -> Self;
-    /// Lets `fill` write a row of floats, into `out` itself or by way of `scratch`, which is as long.
-    fn write(out: &mut [Self], scratch: &mut [f32], fill: impl FnOnce(&mut [f32]));
+    /// One row of one channel; `scratch` is as long as `out`.
+    fn mix(
+        kernels: Kernels,
+        mix: &Mix,
+        components: &[&[f32]; 3],
+        max: f32,
+        out: &mut [Self],
+        scratch: &mut [f32],
+    );
 }
 
 impl Element for f32 {
@@ -166,8 +198,8 @@ impl Element for f32 {
         value
     }
 
-    fn write(out: &mut [f32], _: &mut [f32], fill: impl FnOnce(&mut [f32])) {
-        fill(out);
+    fn mix(kernels: Kernels, mix: &Mix, components: &[&[f32]; 3], max: f32, out: &mut [f32], _: &mut [f32]) {
+        kernels.mix(mix, components, max, out);
     }
 }
 
@@ -176,8 +208,14 @@ impl Element for f16 {
         f16::from_f32(value)
     }
 
-    fn write(out: &mut [f16], scratch: &mut [f32], fill: impl FnOnce(&mut [f32])) {
-        fill(scratch);
-        out.convert_from_f32_slice(scratch);
+    fn mix(
+        kernels: Kernels,
+        mix: &Mix,
+        components: &[&[f32]; 3],
+        max: f32,
+        out: &mut [f16],
+        scratch: &mut [f32],
+    ) {
+        kernels.mix_f16(mix, components, max, out, scratch);
     }
 }

@@ -9,8 +9,9 @@ mod color;
 pub mod convert;
 pub mod format;
 pub mod letterbox;
+pub mod margin;
 mod resampler;
-mod rows;
+pub mod rows;
 pub mod style;
 #[cfg(test)]
 mod tests;
@@ -18,4 +19,6 @@ mod tests;
 pub use convert::{ConvertError, Converter};
 pub use format::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
 pub use letterbox::{Letterbox, Placement};
+pub use margin::{FrameTensor, Margin};
+pub use rows::Kernels;
 pub use style::{ChannelOrder, InputStyle, TensorMut, ValueRange};

@@ -6,6 +6,7 @@ use crate::decode::{Head, Layout, ModelMetadata, OutputRef, OutputShape};
 use crate::detection::Detection;
 use crate::engine::{BatchSize, Output};
 use crate::memory::budget::{Budget, HOST};
+use crate::preprocess::TensorMut;
 use crate::preprocess::letterbox::Placement;
 use crate::tensor::{Element, FrameExtent};
 use std::cell::Cell;
@@ -190,7 +191,7 @@ fn job(ticket: &Arc<Ticket>, batch_delay: Duration) -> Job {
 }
 
 pub(crate) fn submit(mut slot: Slot, value: f32, batch_delay: Duration) -> Arc<Ticket> {
-    match slot.tensor() {
+    match slot.tensor().map(|tensor| tensor.values) {
         Some(TensorMut::F32(values)) => values.fill(value),
         _ => panic!("no f32 tensor"),
     }
