@@ -10,6 +10,8 @@ pub mod head;
 mod literal;
 pub mod metadata;
 mod nms;
+mod scan;
+mod vectors;
 
 use half::f16;
 
@@ -18,8 +20,10 @@ pub use metadata::ModelMetadata;
 
 use crate::detection::{ClassId, Detection};
 use crate::preprocess::letterbox::Letterbox;
-use candidates::Candidate;
-use nms::Nms;
+use candidates::{Candidate, Collect};
+use nms::{Nms, Ranking};
+use scan::Marks;
+use vectors::vectorised;
 
 /// So many candidates, the most confident, go into the suppression (`max_nms` in Ultralytics).
 pub const MAX_CANDIDATES: usize = 30_000;
@@ -92,7 +96,9 @@ impl ClassFilter {
 /// Buffers that decoding reuses; one per thread that decodes. They grow to the busiest frame seen.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    marks: Marks,
     candidates: Vec<Candidate>,
+    ranking: Ranking,
     nms: Nms,
 }
 
@@ -118,20 +124,16 @@ pub fn decode(
     out: &mut Vec<Detection>,
 ) {
     out.clear();
-    let Scratch { candidates, nms } = scratch;
+    let Scratch { marks, candidates, ranking, nms } = scratch;
     candidates.clear();
     if !layout.is_sound() || output.len() != layout.frame_len() {
         return;
     }
     match output {
-        OutputRef::F32(values) => candidates::collect(layout, values, thresholds, candidates),
-        OutputRef::F16(values) => candidates::collect(layout, values, thresholds, candidates),
+        OutputRef::F32(output) => vectorised(Collect { layout, output, thresholds, marks, candidates }),
+        OutputRef::F16(output) => vectorised(Collect { layout, output, thresholds, marks, candidates }),
     }
-    if candidates.len() > MAX_CANDIDATES {
-        candidates.select_nth_unstable_by(MAX_CANDIDATES, Candidate::rank);
-        candidates.truncate(MAX_CANDIDATES);
-    }
-    candidates.sort_unstable_by(Candidate::rank);
+    ranking.rank(candidates, MAX_CANDIDATES);
 
     let to_detection = |candidate: &Candidate| {
         let rect = letterbox.to_frame(candidate.rect);
@@ -141,10 +143,14 @@ pub fn decode(
     };
     let limit = thresholds.max_detections;
     match layout.head {
-        Head::End2End => out.extend(candidates.iter().filter_map(to_detection).take(limit)),
+        Head::End2End => {
+            let ranked = ranking.places().map(|place| &candidates[place as usize]);
+            out.extend(ranked.filter_map(to_detection).take(limit));
+        }
         Head::V5 | Head::V8 | Head::Yolox => {
             let classes = layout.classes.unwrap_or(0);
-            let kept = nms.select(candidates, classes, thresholds.class_agnostic, thresholds.iou, limit);
+            let kept =
+                nms.select(candidates, ranking, classes, thresholds.class_agnostic, thresholds.iou, limit);
             out.extend(kept.filter_map(to_detection));
         }
     }

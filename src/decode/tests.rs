@@ -3,6 +3,8 @@
 use half::f16;
 use proptest::prelude::*;
 
+use super::scan::best_class;
+use super::vectors::Kernel;
 use super::*;
 use crate::detection::Rect;
 use crate::preprocess::letterbox::Placement;
@@ -291,7 +293,96 @@ const LAYOUT_DIMS: [(Head, [usize; 3]); 6] = [
     (Head::End2End, [1, 84, 6]),
 ];
 
+/// The candidates by their definition: one after another, each number looked up where the layout puts it.
+fn by_definition(layout: &Layout, values: &[f32], thresholds: &Thresholds) -> Vec<Candidate> {
+    let classes = layout.classes.unwrap_or(usize::MAX);
+    let cells: Vec<(f32, f32, f32)> = layout
+        .head_strides
+        .iter()
+        .flat_map(|&stride| {
+            let (rows, columns) = head::grid_size(layout.input, stride);
+            (0..rows).flat_map(move |y| (0..columns).map(move |x| (x as f32, y as f32, stride as f32)))
+        })
+        .collect();
+    let candidate = |index: usize| {
+        let value = |column: usize| match layout.head {
+            Head::V8 => values[column * layout.candidates + index],
+            _ => values[index * layout.row + column],
+        };
+        let [a, b, c, d, objectness] = [0, 1, 2, 3, 4].map(value);
+        let (rect, best) = match layout.head {
+            Head::End2End => {
+                let class = value(5);
+                let known = class >= 0.0 && class < classes.min(65_536) as f32;
+                (Rect::new(a, b, c, d), known.then_some((class as ClassId, objectness)))
+            }
+            Head::V8 => {
+                (Rect::from_center(a, b, c, d), best_class((0..classes).map(|class| value(4 + class))))
+            }
+            Head::V5 | Head::Yolox => {
+                let best =
+                    best_class((0..layout.classes.unwrap_or(0)).map(|class| value(5 + class) * objectness));
+                let best = best.filter(|_| objectness > thresholds.confidence);
+                match cells.get(index) {
+                    Some((x, y, stride)) if layout.head == Head::Yolox => {
+                        let (w, h) = (c.exp() * stride, d.exp() * stride);
+                        (Rect::from_center((a + x) * stride, (b + y) * stride, w, h), best)
+                    }
+                    _ => (Rect::from_center(a, b, c, d), best),
+                }
+            }
+        };
+        let (class, confidence) = best?;
+        let wanted = thresholds.classes.as_ref().is_none_or(|classes| classes.contains(class));
+        let sound = confidence.is_finite() && rect.is_finite() && rect.x2 > rect.x1 && rect.y2 > rect.y1;
+        let is = sound && wanted && confidence > thresholds.confidence;
+        is.then_some(Candidate { rect, confidence: confidence.clamp(0.0, 1.0), class })
+    };
+    (0..layout.candidates).filter_map(candidate).collect()
+}
+
+/// The candidates as collected for this processor, after a look that those of the others are the same.
+fn collected<T: scan::Value>(layout: &Layout, output: &[T], thresholds: &Thresholds) -> Vec<Candidate> {
+    let collect = |wide: bool| {
+        let (mut candidates, mut marks) = (Vec::new(), Marks::default());
+        // What an earlier frame left.
+        marks.mark_all(1000);
+        let work = Collect { layout, output, thresholds, marks: &mut marks, candidates: &mut candidates };
+        if wide {
+            vectorised(work)
+        } else {
+            work.run()
+        }
+        candidates
+    };
+    let candidates = collect(true);
+    assert_eq!(candidates, collect(false));
+    candidates
+}
+
 proptest! {
+    #[test]
+    fn candidates_are_those_of_the_definition(
+        (head, candidates, row, values) in (prop::sample::select(Head::ALL.to_vec()), 1..150_usize, 6..26_usize)
+            .prop_flat_map(|(head, candidates, row)| {
+                let hostile = prop_oneof![40 => 0.0..0.5_f32, 1 => hostile()];
+                (Just(head), Just(candidates), Just(row), prop::collection::vec(hostile, candidates * row))
+            }),
+        confidence in prop_oneof![4 => 0.2..0.6_f32, 1 => hostile()],
+        classes in prop::option::of(prop::collection::vec(0..25_u32, 0..4)),
+    ) {
+        let mut layout = layout(head, 64, if head == Head::V8 { [1, 6, 84] } else { [1, 84, 6] });
+        (layout.candidates, layout.row) = (candidates, row);
+        // Long rows end with something else than scores.
+        layout.classes = (head != Head::End2End).then_some((row - layout.first_score()).clamp(1, 15));
+        let classes = classes.map(ClassFilter::from_ids);
+        let thresholds = Thresholds { confidence, classes, ..Default::default() };
+        prop_assert_eq!(collected(&layout, &values, &thresholds), by_definition(&layout, &values, &thresholds));
+        let halves: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
+        let wide: Vec<f32> = halves.iter().copied().map(f16::to_f32).collect();
+        prop_assert_eq!(collected(&layout, &halves, &thresholds), by_definition(&layout, &wide, &thresholds));
+    }
+
     #[test]
     fn any_floats_give_sane_detections(
         (index, values) in (0..LAYOUT_DIMS.len()).prop_flat_map(|index| {
