@@ -32,6 +32,7 @@ use ort::AsPointer;
 use ort::environment::Environment;
 use ort::memory::MemoryInfo;
 use ort::session::builder::GraphOptimizationLevel;
+use ort::value::Tensor;
 
 const SIZE: usize = 640;
 
@@ -116,13 +117,8 @@ fn register_arena(environment: &Environment) {
     let memory = MemoryInfo::default();
     // SAFETY: all pointers are alive during the calls; the description of the arena is copied, and released here.
     unsafe {
-        ort::Error::result_from_status((api.CreateArenaCfgV2)(
-            keys.as_ptr(),
-            values.as_ptr(),
-            1,
-            &mut arena,
-        ))
-        .unwrap();
+        ort::Error::result_from_status((api.CreateArenaCfgV2)(keys.as_ptr(), values.as_ptr(), 1, &mut arena))
+            .unwrap();
         let registered = (api.CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory.ptr(), arena);
         ort::Error::result_from_status(registered).unwrap();
         (api.ReleaseArenaCfg)(arena);
@@ -130,13 +126,13 @@ fn register_arena(environment: &Environment) {
 }
 
 /// As smooth and as noisy as a picture: no denormal numbers, no constant areas.
-fn picture(bytes: &mut [u8]) {
+fn picture() -> Vec<f32> {
     let mut random = fastrand::Rng::with_seed(12);
-    for (index, value) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+    let value = |index: usize| {
         let (x, y) = ((index % SIZE) as f32, (index / SIZE % SIZE) as f32);
-        let smooth = 0.5 + 0.3 * (x / 53.0).sin() * (y / 37.0).cos();
-        *value = (smooth + 0.1 * random.f32()).to_ne_bytes();
-    }
+        0.5 + 0.3 * (x / 53.0).sin() * (y / 37.0).cos() + 0.1 * random.f32()
+    };
+    (0..3 * SIZE * SIZE).map(value).collect()
 }
 
 /// What a decoder does to memory: blocks of the last frame, with something added, become blocks of the next one. Goes on
@@ -172,10 +168,7 @@ fn clock(which: libc::clockid_t) -> f64 {
 
 /// Seconds of each run.
 fn call(session: &Bare, runs: usize, pause: Duration) -> Vec<f64> {
-    let mut bytes = vec![0; 3 * SIZE * SIZE * 4];
-    picture(&mut bytes);
-    // SAFETY: as many floats as the shape says, which live until the end of this function and so longer than the tensor.
-    let input = unsafe { Bare::input(&mut bytes, [1, 3, SIZE as i64, SIZE as i64]) }.unwrap();
+    let input = Tensor::from_array(([1, 3, SIZE, SIZE], picture())).unwrap();
     (0..runs)
         .map(|_| {
             if !pause.is_zero() {

@@ -1,12 +1,19 @@
-//! Several streams through `yolodetect` beside a bare loop: the same model, callers and threads, the same decoded
-//! frames from memory. Then one caller with all threads beside as many callers as threads, both bare. Prints each pair
-//! of runs and the median of their ratios.
+//! Streams through `yolodetect` beside a bare loop over ONNX Runtime: the same model, session options, callers and threads, the
+//! same decoded frames from memory. Prints each pair of runs and the median of their ratios.
+//!
+//! The bare side is what somebody would write by hand: as many threads as callers, each of which takes the next frame, makes
+//! it the model's input and runs the session through the C API, with nothing of this plugin's engine, batcher or element in
+//! between. Both sides preprocess with this plugin's `Converter`, since that is the same work; the bare side does not decode
+//! what the model puts out, and has one buffer, one stream and no order to keep.
 //!
 //! ```sh
-//! cargo bench --bench streams -- [STREAMS [PAIRS [FRAMES [HINT]]]]
+//! cargo bench --bench streams -- [STREAMS [PAIRS [FRAMES [THREADS [HINT]]]]]
 //! ```
-//! FRAMES are those of each stream in one run, HINT is the elements' `performance-hint`. Needs what
-//! `pipelines/setup.sh` fetches.
+//! FRAMES are those of each stream in one run; THREADS and HINT are the elements' `threads` (the cores unless told) and
+//! `performance-hint`. Needs what `pipelines/setup.sh` fetches.
+
+#[path = "bare/mod.rs"]
+mod runtime_by_hand;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,16 +23,14 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gst_video::VideoFrameExt;
-use gstyolodetect::batch::Ledger;
-use gstyolodetect::engine::Engine;
-use gstyolodetect::engine::device::Device;
-use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
-use gstyolodetect::engine::plan::{Hint, Plan};
-use gstyolodetect::memory::budget::HOST;
+use gstyolodetect::engine::runtime;
 use gstyolodetect::preprocess::convert::Converter;
-use gstyolodetect::preprocess::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
-use gstyolodetect::tensor::BatchTensor;
+use gstyolodetect::preprocess::{
+    ChromaSite, Colorimetry, FrameFormat, InputStyle, Matrix, PixelFormat, Plane, Range, TensorMut,
+};
+use ort::value::Tensor;
 use parking_lot::{Condvar, Mutex};
+use runtime_by_hand::{Bare, Options};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -77,10 +82,11 @@ struct Out {
 }
 
 impl Stream {
-    fn new(hint: &str, out: &Arc<Out>) -> Self {
+    fn new(threads: usize, hint: &str, out: &Arc<Out>) -> Self {
         let element = gst::ElementFactory::make("yolodetect")
             .property("model-file", asset("models/yolo12n.onnx").display().to_string())
             .property_from_str("overload", "block")
+            .property("threads", threads as u32)
             .property_from_str("performance-hint", hint)
             .build()
             .unwrap();
@@ -137,13 +143,13 @@ fn ours(streams: &[Stream], film: &Film, out: &Out, frames: usize) -> f64 {
     (frames * streams.len()) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// What somebody would write by hand: as many threads as callers, each converts a frame and runs the session.
-fn bare(engine: &OnnxEngine, film: &Film, frames: usize) -> f64 {
-    let spec = engine.spec();
+/// Frames a second of the bare loop.
+fn bare(session: &Bare, callers: usize, film: &Film, frames: usize) -> f64 {
+    const SIZE: u32 = 640;
     let next = AtomicUsize::new(0);
     let start = Instant::now();
     std::thread::scope(|scope| {
-        for _ in 0..spec.callers {
+        for _ in 0..callers {
             scope.spawn(|| {
                 let format = FrameFormat {
                     pixel: PixelFormat::I420,
@@ -152,8 +158,9 @@ fn bare(engine: &OnnxEngine, film: &Film, frames: usize) -> f64 {
                     colorimetry: Colorimetry { matrix: Matrix::Bt601, range: Range::Limited },
                     chroma: ChromaSite { horizontal_cosited: true, vertical_cosited: false },
                 };
-                let mut converter = Converter::new(format, spec.input_size, spec.layout.input_style());
-                let mut batch = BatchTensor::new(1, spec.input).unwrap();
+                let mut converter = Converter::new(format, (SIZE, SIZE), InputStyle::ULTRALYTICS);
+                let shape = [1, 3, SIZE as usize, SIZE as usize];
+                let mut input = Tensor::from_array((shape, vec![0.0; shape.iter().product()])).unwrap();
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= frames {
@@ -166,8 +173,8 @@ fn bare(engine: &OnnxEngine, film: &Film, frames: usize) -> f64 {
                         data: frame.plane_data(plane).unwrap(),
                         row_stride: frame.plane_stride()[plane as usize] as usize,
                     });
-                    converter.convert(&planes, batch.slot(0).tensor()).unwrap();
-                    engine.run(&mut batch, 0..1, &mut |_| ()).unwrap();
+                    converter.convert(&planes, TensorMut::F32(input.extract_tensor_mut().1)).unwrap();
+                    session.run(&input, |values| assert!(values[0].is_finite())).unwrap();
                 }
             });
         }
@@ -199,48 +206,35 @@ fn compare(pairs: usize, names: [&str; 2], sides: [&dyn Fn() -> f64; 2]) {
     println!("median {first:14.2}   {second:14.2}   {ratio:5.3}\n");
 }
 
-fn load(plan: Plan) -> OnnxEngine {
-    let model = asset("models/yolo12n.onnx");
-    let options = SessionOptions { model, library: None, head: None, device: Device::Cpu, plan };
-    OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
-}
-
 fn main() {
     let mut arguments = env::args().skip(1).filter(|argument| argument != "--bench");
     let mut number =
         |default: usize| arguments.next().map_or(default, |argument| argument.parse().expect("a number"));
-    let (streams, pairs, frames) = (number(8), number(7), number(12));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (streams, pairs, frames, threads) = (number(8), number(7), number(12), number(cores));
     let hint = arguments.next().unwrap_or_else(|| "auto".into());
     // SAFETY: before any other thread is started.
     unsafe { env::set_var("ORT_DYLIB_PATH", asset("lib/libonnxruntime.so.1")) };
     gst::init().unwrap();
     gstyolodetect::plugin_register_static().unwrap();
     let film = Film::decode(60);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let total = streams * frames;
-    {
-        let out = Arc::default();
-        // All are there before the first is started, as in a pipeline: performance-hint=auto looks for others.
-        let elements: Vec<_> = (0..streams).map(|_| Stream::new(&hint, &out)).collect();
-        elements.iter().for_each(|stream| stream.start(&film));
-        let engine = elements[0].element.property::<gst::Structure>("stats").get::<gst::Structure>("engine");
-        let callers = engine.unwrap().get::<u32>("callers").unwrap() as usize;
-        let plan = Plan { callers, threads: cores + 1 - callers };
-        let session = load(plan);
-        println!("{streams} streams, {frames} frames each, performance-hint={hint}: {plan:?}");
-        bare(&session, &film, total / 4);
-        ours(&elements, &film, &out, frames / 4);
-        compare(
-            pairs,
-            ["yolodetect", "bare loop"],
-            [&|| ours(&elements, &film, &out, frames), &|| bare(&session, &film, total)],
-        );
-    }
-    let [many, one] = [Hint::Throughput, Hint::Latency].map(|hint| load(Plan::new(hint, cores, 1)));
-    bare(&many, &film, total / 4);
+    let out = Arc::default();
+    // All are there before the first is started, as in a pipeline: performance-hint=auto looks for others.
+    let elements: Vec<_> = (0..streams).map(|_| Stream::new(threads, &hint, &out)).collect();
+    elements.iter().for_each(|stream| stream.start(&film));
+    let engine = elements[0].element.property::<gst::Structure>("stats").get::<gst::Structure>("engine");
+    let callers = engine.unwrap().get::<u32>("callers").unwrap() as usize;
+    let each = threads + 1 - callers;
+    let options = Options { threads: each, ..Options::default() };
+    let session =
+        Bare::open(runtime::environment(None).unwrap(), &asset("models/yolo12n.onnx"), &options).unwrap();
+    println!("{streams} streams, {frames} frames each, {callers} callers, {each} threads for a run");
+    bare(&session, callers, &film, total / 4);
+    ours(&elements, &film, &out, frames / 4);
     compare(
         pairs,
-        [&format!("{cores} callers"), &format!("{cores} threads")],
-        [&|| bare(&many, &film, total), &|| bare(&one, &film, total)],
+        ["yolodetect", "bare loop"],
+        [&|| ours(&elements, &film, &out, frames), &|| bare(&session, callers, &film, total)],
     );
 }

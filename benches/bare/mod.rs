@@ -1,6 +1,5 @@
 //! ONNX Runtime as somebody would use it by hand: one session, run through the C API, which lets several threads call it at
 //! once. Nothing here is the plugin's; what the benches compare with must not get slower when the plugin does.
-#![allow(dead_code)]
 
 use std::ffi::CString;
 use std::path::Path;
@@ -10,11 +9,10 @@ use ort::AsPointer;
 use ort::environment::Environment;
 use ort::ep::{CPU, ExecutionProvider};
 use ort::logging::LogLevel;
-use ort::memory::MemoryInfo;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::sys::OrtValue;
-use ort::value::{Shape, TensorRefMut};
+use ort::value::Tensor;
 
 /// What a session is made with. The default is what the plugin uses (`src/engine/onnx/session.rs`).
 #[derive(Clone)]
@@ -75,19 +73,8 @@ impl Bare {
         Ok(Self { session, input_name, output_name })
     }
 
-    /// A tensor over `bytes`, for all runs that read from there.
-    ///
-    /// # Safety
-    /// `bytes` stay where they are, and hold as many floats as `shape` says, while the tensor is used.
-    pub unsafe fn input(bytes: &mut [u8], shape: [i64; 4]) -> ort::Result<TensorRefMut<'static, f32>> {
-        // SAFETY: the caller's word; any bits are floats.
-        unsafe {
-            TensorRefMut::from_raw(MemoryInfo::default(), bytes.as_mut_ptr().cast(), Shape::new(shape))
-        }
-    }
-
     /// Runs the model and reads its output where ONNX Runtime has put it.
-    pub fn run<T>(&self, input: &TensorRefMut<'_, f32>, read: impl FnOnce(&[f32]) -> T) -> ort::Result<T> {
+    pub fn run<T>(&self, input: &Tensor<f32>, read: impl FnOnce(&[f32]) -> T) -> ort::Result<T> {
         let (input, mut output): (_, *mut OrtValue) = (input.ptr(), ptr::null_mut());
         let api = ort::api();
         // SAFETY: session, names and input live during the call, and there is one of each. `Run` may be called by several
@@ -110,8 +97,7 @@ impl Bare {
         // released.
         let values = unsafe {
             ort::Error::result_from_status((api.GetTensorTypeAndShape)(output.0.as_ptr(), &mut info))?;
-            let counted =
-                ort::Error::result_from_status((api.GetTensorShapeElementCount)(info, &mut len));
+            let counted = ort::Error::result_from_status((api.GetTensorShapeElementCount)(info, &mut len));
             (api.ReleaseTensorTypeAndShapeInfo)(info);
             counted?;
             ort::Error::result_from_status((api.GetTensorMutableData)(output.0.as_ptr(), &mut data))?;
