@@ -188,22 +188,42 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     sorted[sorted.len() / 2]
 }
 
+/// Seconds of processor time of the whole process, and how often its threads had to wait or were interrupted.
+fn usage() -> [f64; 3] {
+    // SAFETY: all zeros is a value of this plain struct, which is ours to be written to.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    [seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_nvcsw as f64, usage.ru_nivcsw as f64]
+}
+
 /// Runs both in turn and prints what they reach. Who begins alternates, since speed drifts.
-fn compare(pairs: usize, names: [&str; 2], sides: [&dyn Fn() -> f64; 2]) {
-    println!("pair   {:>14}   {:>14}   ratio   (frames/s of all streams together)", names[0], names[1]);
-    let mut results = Vec::new();
+fn compare(pairs: usize, frames: usize, names: [&str; 2], sides: [&dyn Fn() -> f64; 2]) {
+    println!("pair   {:>10}   {:>10}   ratio   (frames/s of all streams together)", names[0], names[1]);
+    let (mut rates, mut costs) = (Vec::new(), [Vec::new(), Vec::new()]);
     for pair in 1..=pairs {
         let mut figures = [0.0; 2];
         for side in if pair % 2 == 0 { [0, 1] } else { [1, 0] } {
+            let before = usage();
             figures[side] = sides[side]();
+            let after = usage();
+            costs[side].push([0, 1, 2].map(|at| (after[at] - before[at]) / frames as f64));
         }
         let [first, second] = figures;
-        println!("{pair:4}   {first:14.2}   {second:14.2}   {:5.3}", first / second);
-        results.push(figures);
+        println!("{pair:4}   {first:10.2}   {second:10.2}   {:5.3}", first / second);
+        rates.push(figures);
     }
-    let [first, second] = [0, 1].map(|side| median(results.iter().map(|figures| figures[side])));
-    let ratio = median(results.iter().map(|[first, second]| first / second));
-    println!("median {first:14.2}   {second:14.2}   {ratio:5.3}\n");
+    for (name, costs) in names.iter().zip(&costs) {
+        let [processor, waits, interrupts] = [0, 1, 2].map(|at| median(costs.iter().map(|cost| cost[at])));
+        println!(
+            "{name}: processor {:.1} ms a frame, {waits:.0} waits and {interrupts:.0} interruptions of a thread",
+            processor * 1000.0
+        );
+    }
+    println!("ratio {:.3}", median(rates.iter().map(|[first, second]| first / second)));
 }
 
 fn main() {
@@ -234,6 +254,7 @@ fn main() {
     ours(&elements, &film, &out, frames / 4);
     compare(
         pairs,
+        total,
         ["yolodetect", "bare loop"],
         [&|| ours(&elements, &film, &out, frames), &|| bare(&session, callers, &film, total)],
     );

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# YOLO12n quantised to INT8 beside the f32 model: time, memory and boxes. The table of docs/runtime-options.md.
+#
+# Usage: benches/int8.sh [ROUNDS]      (5 unless told)
+#
+# Needs the pictures and the Python environment that tests/setup.sh makes. The quantised models are made once
+# (benches/quantize.py says how, a minute) and kept in target/assets/models/int8; remove them to make them anew.
+set -euo pipefail
+# shellcheck source=benches/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+ROUNDS=${1:-5}
+PYTHON=$ROOT/target/venv/bin/python
+QUANTIZE=("$PYTHON" "$ROOT/benches/quantize.py")
+NANO=$ASSETS/models/yolo12n.onnx
+FOLDER=$ASSETS/models/int8
+PICTURES=$ASSETS/pictures
+KINDS=(s8s8 u8s8 u8s8-conv u8s8-whole)
+
+if [ ! -x "$PYTHON" ] || [ ! -d "$PICTURES" ]; then
+    die "pictures or target/venv are missing: run tests/setup.sh"
+fi
+find_runtime
+build_bench session_options
+make_scratch
+if [ ! -e "$FOLDER/${KINDS[-1]}.onnx" ]; then
+    "${QUANTIZE[@]}" make "$NANO" "$PICTURES" "$FOLDER" 2>"$SCRATCH/log" || {
+        cat "$SCRATCH/log" >&2
+        die "the model could not be quantised"
+    }
+fi
+measure "f32" "$NANO"
+FILES=("$NANO")
+for kind in "${KINDS[@]}"; do
+    measure "$kind" "$FOLDER/$kind.onnx"
+    FILES+=("$FOLDER/$kind.onnx")
+done
+run_cases "$ROUNDS"
+mapfile -t BOXES < <("${QUANTIZE[@]}" boxes "$NANO" "$PICTURES" "${FILES[@]}")
+
+print_machine
+say ""
+say "| model | file, MB | a run, ms | processor, ms a frame | resident, MB | peak, MB |" \
+    "boxes found | their IoU | confidence differs by | other boxes |"
+say "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+for ((number = 1; number <= ${#CASES[@]}; number++)); do
+    size=$(($(stat -L -c %s "${FILES[number - 1]}") / 100000))
+    IFS=$'\t' read -r found iou difference others <<<"${BOXES[number - 1]}"
+    say "| ${CASES[number - 1]} | ${size:0:-1}.${size: -1} | $(median $number 2 1) | $(median $number 4 0) |" \
+        "$(median $number 5 0) | $(median $number 6 0) | $found | $iou | $difference | $others |"
+done
