@@ -15,7 +15,7 @@ QUANTIZE=("$PYTHON" "$ROOT/benches/quantize.py")
 NANO=$ASSETS/models/yolo12n.onnx
 FOLDER=$ASSETS/models/int8
 PICTURES=$ASSETS/pictures
-KINDS=(s8s8 u8s8 u8s8-conv u8s8-whole)
+KINDS=(s8s8 u8s8 u8s8-7bit u8s8-conv u8s8-whole)
 
 if [ ! -x "$PYTHON" ] || [ ! -d "$PICTURES" ]; then
     die "pictures or target/venv are missing: run tests/setup.sh"
@@ -29,23 +29,25 @@ if [ ! -e "$FOLDER/${KINDS[-1]}.onnx" ]; then
         die "the model could not be quantised"
     }
 fi
-measure "f32" "$NANO"
-FILES=("$NANO")
-for kind in "${KINDS[@]}"; do
-    measure "$kind" "$FOLDER/$kind.onnx"
-    FILES+=("$FOLDER/$kind.onnx")
+NAMES=(f32 "${KINDS[@]}")
+FILES=("$NANO" "${KINDS[@]/#/$FOLDER/}")
+for ((index = 0; index < ${#NAMES[@]}; index++)); do
+    [ "$index" = 0 ] || FILES[index]+=.onnx
+    measure "${NAMES[index]}" "${FILES[index]}" threads=1
+    measure "${NAMES[index]}" "${FILES[index]}" threads=2
 done
 run_cases "$ROUNDS"
 mapfile -t BOXES < <("${QUANTIZE[@]}" boxes "$NANO" "$PICTURES" "${FILES[@]}")
 
 print_machine
 say ""
-say "| model | file, MB | a run, ms | processor, ms a frame | resident, MB | peak, MB |" \
+say "| model | file, MB | load, ms | a run on one thread, ms | processor, ms | on two threads, ms | resident, MB | peak, MB |" \
     "boxes found | their IoU | confidence differs by | other boxes |"
-say "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-for ((number = 1; number <= ${#CASES[@]}; number++)); do
-    size=$(($(stat -L -c %s "${FILES[number - 1]}") / 100000))
-    IFS=$'\t' read -r found iou difference others <<<"${BOXES[number - 1]}"
-    say "| ${CASES[number - 1]} | ${size:0:-1}.${size: -1} | $(median $number 2 1) | $(median $number 4 0) |" \
-        "$(median $number 5 0) | $(median $number 6 0) | $found | $iou | $difference | $others |"
+say "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+for ((index = 0; index < ${#NAMES[@]}; index++)); do
+    one=$((2 * index + 1)) two=$((2 * index + 2))
+    size=$(stat -L -c %s "${FILES[index]}" | awk '{ printf "%.1f", $1 / 1e6 }')
+    IFS=$'\t' read -r found iou difference others <<<"${BOXES[index]}"
+    say "| ${NAMES[index]} | $size | $(median $one 1 0) | $(median $one 2 1) | $(median $one 4 0) | $(median $two 2 1) |" \
+        "$(median $two 5 0) | $(median $two 6 0) | $found | $iou | $difference | $others |"
 done

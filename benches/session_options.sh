@@ -49,6 +49,7 @@ measure "arena off" "$NANO" arena=0
 measure "arena off, 2 callers, 1 thread" "$NANO" arena=0 callers=2 threads=1
 measure "arena grows by what is asked for" "$NANO" growth=requested
 measure "spinning off" "$NANO" $SPIN=0
+measure "spinning for 10 µs" "$NANO" $SPIN_TIME=10
 measure "spinning for 50 µs" "$NANO" $SPIN_TIME=50
 measure "spinning for 200 µs" "$NANO" $SPIN_TIME=200
 measure "spinning stopped at the end of a run" "$NANO" session.force_spinning_stop=1
@@ -80,9 +81,12 @@ beside() { # NAME ARGUMENT...
 }
 beside "**the plugin's**: 1 caller, 2 threads"
 beside "spinning off" $SPIN=0
+beside "spinning for 10 µs" $SPIN_TIME=10
 beside "spinning for 50 µs" $SPIN_TIME=50
 beside "spinning for 200 µs" $SPIN_TIME=200
 beside "spinning stopped at the end of a run" session.force_spinning_stop=1
+beside "spinning with longer and longer pauses" session.intra_op.spin_backoff_max=8
+beside "work handed out in smaller parts" session.dynamic_block_base=4
 beside "1 caller, 1 thread" threads=1
 beside "2 callers, 1 thread" threads=1 callers=2
 run_cases "$ROUNDS"
