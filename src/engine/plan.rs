@@ -26,7 +26,7 @@ pub struct Plan {
 
 /// Each caller has memory of its own for what is between a model's layers (40 MB with YOLO12n), and nobody asked for it.
 const MAX_AUTO_CALLERS: usize = 4;
-/// So on two cores, where two callers of one thread each are 5 to 25 % faster than one of two (`benches/streams.rs`), that is
+/// So on two cores, where two callers of one thread each are 5 to 25 % faster than one of two (`benches/session_options.sh`), that is
 /// for the user to decide.
 const CORES_FOR_EACH: usize = 2;
 
