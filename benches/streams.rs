@@ -26,7 +26,8 @@ use gst_video::VideoFrameExt;
 use gstyolodetect::engine::runtime;
 use gstyolodetect::preprocess::convert::Converter;
 use gstyolodetect::preprocess::{
-    ChromaSite, Colorimetry, FrameFormat, InputStyle, Matrix, PixelFormat, Plane, Range, TensorMut,
+    ChromaSite, Colorimetry, FrameFormat, FrameTensor, InputStyle, Margin, Matrix, PixelFormat, Plane, Range,
+    TensorMut,
 };
 use ort::value::Tensor;
 use parking_lot::{Condvar, Mutex};
@@ -159,6 +160,7 @@ fn bare(session: &Bare, callers: usize, film: &Film, frames: usize) -> f64 {
                     chroma: ChromaSite { horizontal_cosited: true, vertical_cosited: false },
                 };
                 let mut converter = Converter::new(format, (SIZE, SIZE), InputStyle::ULTRALYTICS);
+                let mut margin = Margin::default();
                 let shape = [1, 3, SIZE as usize, SIZE as usize];
                 let mut input = Tensor::from_array((shape, vec![0.0; shape.iter().product()])).unwrap();
                 loop {
@@ -173,7 +175,8 @@ fn bare(session: &Bare, callers: usize, film: &Film, frames: usize) -> f64 {
                         data: frame.plane_data(plane).unwrap(),
                         row_stride: frame.plane_stride()[plane as usize] as usize,
                     });
-                    converter.convert(&planes, TensorMut::F32(input.extract_tensor_mut().1)).unwrap();
+                    let values = TensorMut::F32(input.extract_tensor_mut().1);
+                    converter.convert(&planes, FrameTensor { values, margin: &mut margin }).unwrap();
                     session.run(&input, |values| assert!(values[0].is_finite())).unwrap();
                 }
             });
