@@ -65,6 +65,7 @@ impl Nothing {
             device: "none".into(),
             warm_run: Duration::ZERO,
             loaded_bytes: 0,
+            cached: false,
         };
         Self { spec, output: frame.repeat(BATCH) }
     }
@@ -97,6 +98,7 @@ fn frames_per_second(batch: u32, detections: usize, frames: usize, rounds: usize
         library: None,
         head: None,
         device: Device::Auto,
+        cache: None,
         threads: 1,
         hint: Hint::Latency,
         detectors: 1,

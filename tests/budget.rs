@@ -206,6 +206,7 @@ fn estimates_are_near_what_models_take() {
         detectors: 1,
         max_batch: 1,
         keep_alive: Default::default(),
+        cache: None,
     };
     // Once without counting: the library itself.
     gstyolodetect::engine::runtime::environment(None).unwrap();

@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{Pipeline, asset, library, plugin_folder, tiny, yolo12n};
+use common::{NO_CACHE, Pipeline, asset, library, plugin_folder, tiny, yolo12n};
 
 /// Cargo builds the examples with the tests, but tells their places only of binaries.
 fn target_folder() -> PathBuf {
@@ -23,6 +23,7 @@ fn demo(arguments: &[&str]) -> Output {
         .env("GST_PLUGIN_PATH", plugin_folder(scratch.path()))
         .env("GST_REGISTRY", scratch.path().join("registry.bin"))
         .env("ORT_DYLIB_PATH", library())
+        .envs([NO_CACHE])
         .output()
         .unwrap()
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, asset, library, plugin_folder, shared, yolo12n};
+use common::{NO_CACHE, PATIENCE, asset, library, plugin_folder, shared, yolo12n};
 
 /// In MB (10^6 bytes).
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +27,7 @@ fn peak(description: &[String]) -> Peak {
         .env("GST_PLUGIN_PATH", plugin_folder(scratch.path()))
         .env("GST_REGISTRY", scratch.path().join("registry"))
         .env("ORT_DYLIB_PATH", library())
+        .envs([NO_CACHE])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()

@@ -7,7 +7,7 @@ mod common;
 use boxes::{
     EXACT, compare, compare_all, every_layout_finds_the_same, pictures_keep_their_own_boxes, references,
 };
-use common::{Out, Pipeline, asset, detect, picture, shared, yolo12n};
+use common::{Out, Pipeline, asset, shared, yolo12n};
 use gst::prelude::*;
 use gst_app::AppSink;
 

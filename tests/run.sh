@@ -199,6 +199,8 @@ main() {
     cd "$ROOT"
     # Tests find the plugin and ONNX Runtime by themselves; the caller's choice must not change the result.
     unset ORT_DYLIB_PATH GST_PLUGIN_PATH
+    # What a start takes shall not depend on what ran before; tests/cache.rs names folders of its own.
+    export YOLODETECT_MODEL_CACHE=off
     if [ -z "${YOLODETECT_SHARED:-}" ] && [ -d ../shared ]; then
         YOLODETECT_SHARED=$(realpath ../shared)
         export YOLODETECT_SHARED

@@ -1,7 +1,9 @@
 //! A model that is loaded and can be run. [`Engine`] is all that the batcher knows of it.
 
+pub mod cache;
 pub mod device;
 pub mod estimate;
+pub mod hash;
 pub mod header;
 pub mod idle;
 pub mod model;
@@ -77,6 +79,8 @@ pub struct ModelSpec {
     pub warm_run: Duration,
     /// What the process grew by while loading, bytes; 0 where it cannot be told.
     pub loaded_bytes: u64,
+    /// From the cache, as ONNX Runtime had optimised it before.
+    pub cached: bool,
 }
 
 /// One loaded model, run by up to [`ModelSpec::callers`] threads at the same time.

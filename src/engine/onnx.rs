@@ -6,6 +6,7 @@
 //! 100,000 such runs, bit by bit, with single ones.
 
 mod openvino;
+pub mod optimize;
 mod probe;
 mod session;
 mod value;
@@ -15,12 +16,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ort::session::{RunOptions, Session};
 
 use self::probe::{declared, lay_out, probe, read_metadata, tensor_type};
 use self::value::{HostMemory, OwnedValue, Views, call, views};
+use super::cache::{Entry, Figures};
 use super::device::Device;
 use super::model::InputPlan;
 use super::plan::Plan;
@@ -29,6 +31,7 @@ use crate::batch::{Ledger, Need};
 use crate::decode::{Head, Layout};
 use crate::detection::Labels;
 use crate::memory;
+use crate::memory::sample::Process;
 use crate::tensor::{BatchTensor, FrameExtent};
 
 /// All that decides how a model is loaded; equal options on equal content share an engine.
@@ -55,6 +58,8 @@ pub struct OnnxEngine {
     shrink: RunOptions,
     /// Whether there is an arena, as far as is known.
     has_arena: AtomicBool,
+    /// What the load taught, or an earlier one.
+    figures: Figures,
 }
 
 impl OnnxEngine {
@@ -69,14 +74,26 @@ impl OnnxEngine {
         max_batch: usize,
         ledger: &mut Ledger,
     ) -> Result<Self, EngineError> {
-        let rss_before = memory::resident_bytes();
+        Self::load_from(options, None, max_batch, ledger)
+    }
+
+    /// As [`Self::load`], from a `cached` form of the model, where there is one. Its figures stand in for the runs, as far as
+    /// they are of as many frames and threads: the arena is laid out by the first frames then.
+    pub fn load_from(
+        options: &SessionOptions,
+        cached: Option<&Entry>,
+        max_batch: usize,
+        ledger: &mut Ledger,
+    ) -> Result<Self, EngineError> {
+        let before = Process::now();
         let file = options.model.as_path();
         let environment = runtime::environment(options.library.as_deref())?;
-        let session = session::open(environment, options)?;
+        let optimized = cached.map(Entry::graph);
+        let session = session::open(environment, options, optimized.as_deref())?;
         // The parsed file and the graph before optimisation were left behind: gone before the first run, they do not add
         // to the peak.
         memory::return_free_heap();
-        let rss_opened = memory::resident_bytes();
+        let opened = Process::now();
         let metadata = read_metadata(&session);
         let inputs: Vec<_> = session.inputs().iter().map(declared).collect();
         let mut plan = InputPlan::find(file, &inputs, &metadata)?;
@@ -88,9 +105,17 @@ impl OnnxEngine {
         let reserved = ledger.held();
         let least = plan.batch.capacity(1);
         ledger.laid_out(least, reserved.arena / least as u64);
-        let (frames, shapes) = lay_out(max_batch, &plan, ledger, file, |frames| {
-            probe(&session, &host, &plan, &input_name, frames, file)
-        })?;
+        let known = cached.map(Entry::figures).filter(|figures| {
+            figures.frames == plan.batch.capacity(max_batch.max(1))
+                && names(&session).eq(figures.outputs.iter().map(|output| output.name.as_str()))
+                && ledger.admit(figures.frames, 0).is_ok()
+        });
+        let (frames, shapes) = match known {
+            Some(figures) => (figures.frames, figures.outputs.clone()),
+            None => lay_out(max_batch, &plan, ledger, file, |frames| {
+                probe(&session, &host, &plan, &input_name, frames, file)
+            })?,
+        };
         let layout =
             Layout::find(options.head, &metadata, (plan.height as usize, plan.width as usize), &shapes)
                 .map_err(|error| unsupported(file, error.to_string(), ""))?;
@@ -115,6 +140,7 @@ impl OnnxEngine {
                 device: options.device.resolved().to_string(),
                 warm_run: Default::default(),
                 loaded_bytes: 0,
+                cached: cached.is_some(),
             },
             session,
             input_name,
@@ -122,21 +148,49 @@ impl OnnxEngine {
             host,
             shrink: session::shrink_options().map_err(|error| run_failed(file, error))?,
             has_arena: true.into(),
+            figures: Figures { frames, threads: options.plan.threads, outputs: shapes, ..Default::default() },
         };
-        let mut warm =
-            BatchTensor::new(least, engine.spec.input).map_err(|error| EngineError::no_room(file, error))?;
-        let start = Instant::now();
-        engine.run(&mut warm, 0..least, &mut |_| ())?;
-        engine.spec.warm_run = start.elapsed();
-        drop(warm);
-        memory::return_free_heap();
-        let rss_ran = memory::resident_bytes();
-        engine.spec.loaded_bytes = rss_ran.saturating_sub(rss_before);
-        let arena = rss_ran.saturating_sub(rss_opened).saturating_mul(callers as u64);
+        engine.spec.warm_run = match known {
+            Some(figures) if figures.threads == options.plan.threads => figures.warm_run,
+            _ => engine.time_run(least)?,
+        };
+        let ran = Process::now();
+        let (model, arena) = match (known, cached) {
+            (Some(figures), _) => (figures.model, figures.arena),
+            (None, None) => (
+                opened.resident.saturating_sub(before.resident),
+                ran.resident.saturating_sub(opened.resident),
+            ),
+            // The weights are pages of a file, which come with the first run.
+            (None, Some(_)) => {
+                let arena = ran.anonymous.saturating_sub(opened.anonymous);
+                (ran.resident.saturating_sub(before.resident).saturating_sub(arena), arena)
+            }
+        };
+        engine.spec.loaded_bytes = model.saturating_add(arena);
+        engine.figures = Figures { model, arena, warm_run: engine.spec.warm_run, ..engine.figures };
+        let arena = arena.saturating_mul(callers as u64);
         ledger.laid_out(frames, arena / frames as u64);
         // The tensors are the batcher's, made when a stream comes.
-        ledger.set(Need { model: rss_opened.saturating_sub(rss_before), arena, tensors: 0 });
+        ledger.set(Need { model, arena, tensors: 0 });
         Ok(engine)
+    }
+
+    /// What the load taught.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// How long one more run takes, of so many black frames.
+    fn time_run(&self, frames: usize) -> Result<Duration, EngineError> {
+        let batch = BatchTensor::new(frames, self.spec.input);
+        let mut batch = batch.map_err(|error| EngineError::no_room(&self.spec.file, error))?;
+        let start = Instant::now();
+        self.run(&mut batch, 0..frames, &mut |_| ())?;
+        let time = start.elapsed();
+        drop(batch);
+        memory::return_free_heap();
+        Ok(time)
     }
 
     /// The view of these frames of `batch`, made at the first run of them.
@@ -244,6 +298,10 @@ impl Engine for OnnxEngine {
         self.has_arena.store(false, Ordering::Relaxed);
         Ok(None)
     }
+}
+
+fn names(session: &Session) -> impl Iterator<Item = &str> {
+    session.outputs().iter().map(|output| output.name())
 }
 
 fn c_name(file: &Path, name: &str) -> Result<CString, EngineError> {

@@ -11,23 +11,21 @@
 //! idle ones that make room for a load, under `loads`.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use xxhash_rust::xxh3::Xxh3;
 
+use super::cache::{Cache, Note, writer};
 use super::device::Device;
 use super::estimate::{self, Estimate};
 use super::idle::Idle;
-use super::onnx::{OnnxEngine, SessionOptions};
+use super::onnx::{OnnxEngine, SessionOptions, optimize};
 use super::plan::{Hint, Plan};
 use super::pressure::EnginePressure;
-use super::{Engine, EngineError, EngineErrorKind, room};
+use super::{Engine, EngineError, EngineErrorKind, hash, room};
 use crate::batch::relief::Relief;
 use crate::batch::{Batcher, Ledger, Stream, batcher};
 use crate::decode::Head;
@@ -49,6 +47,8 @@ pub struct Wanted {
     pub max_batch: usize,
     /// How long the engine shall be kept after its last element has left.
     pub keep_alive: Duration,
+    /// Where optimised models are kept; the first element decides that an engine has.
+    pub cache: Option<Cache>,
 }
 
 /// What must agree for two elements to share an engine.
@@ -64,7 +64,7 @@ pub(super) struct EngineKey {
 
 impl EngineKey {
     fn new(wanted: &Wanted) -> Result<Self, EngineError> {
-        let model_hash = hash_file(&wanted.model).map_err(|error| {
+        let model_hash = hash::of_file(&wanted.model).map_err(|error| {
             EngineError::new(
                 EngineErrorKind::ModelMissing,
                 format!(
@@ -165,6 +165,13 @@ pub fn idle_engines() -> usize {
 
 fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, EngineError> {
     let placed = (model_hash, wanted.device.resolved());
+    // An optimised graph is ONNX Runtime's own, for its own kernels.
+    let cache = wanted.cache.as_ref().filter(|_| placed.1 == Device::Cpu);
+    let place = cache.and_then(|cache| Some((cache, optimize::library_and_key(model_hash)?)));
+    let cached = place.as_ref().and_then(|(cache, (_, key))| cache.find(key));
+    if let Some(entry) = &cached {
+        estimate::expect(placed.clone(), &wanted.model, entry.figures());
+    }
     let mut ledger = room::reserve(&wanted.model, &estimate::estimate(&placed, &wanted.model), plan.callers)?;
     let options = SessionOptions {
         model: wanted.model.clone(),
@@ -173,7 +180,18 @@ fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, Engine
         device: placed.1.clone(),
         plan,
     };
-    let engine = OnnxEngine::load(&options, wanted.max_batch, &mut ledger)?;
+    let mut load_from =
+        |entry: Option<&_>| OnnxEngine::load_from(&options, entry, wanted.max_batch, &mut ledger);
+    let engine = match (load_from(cached.as_ref()), &place) {
+        // Whatever it is, the model itself decides.
+        (Err(error), Some((cache, _)))
+            if cached.is_some() && error.kind == EngineErrorKind::ModelUnsupported =>
+        {
+            (cache.tell)(Note::Failed(format!("the cache is not used: {error}")));
+            load_from(None)?
+        }
+        (outcome, _) => outcome?,
+    };
     stop_workers_at_exit();
     let spec = engine.spec();
     let measured = Estimate {
@@ -184,6 +202,15 @@ fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, Engine
     };
     estimate::learn(placed, measured);
     ledger.check().map_err(|exceeded| EngineError::no_budget(&spec.file, ledger.held(), &exceeded))?;
+    match (&cached, place) {
+        (Some(entry), _) => entry.used_now(),
+        (None, Some((cache, (library, key)))) => {
+            let order =
+                writer::Order { model: spec.file.clone(), library, key, figures: engine.figures().clone() };
+            writer::start(cache, order);
+        }
+        (None, None) => (),
+    }
     Batcher::new(Arc::new(engine), ledger)
 }
 
@@ -352,18 +379,6 @@ impl Drop for Settle<'_> {
             None => known.remove(self.key),
         };
         self.registry.settled.notify_all();
-    }
-}
-
-fn hash_file(path: &Path) -> io::Result<u128> {
-    let mut file = File::open(path)?;
-    let mut hash = Xxh3::new();
-    let mut chunk = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(hash.digest128()),
-            read => hash.update(&chunk[..read]),
-        }
     }
 }
 

@@ -29,6 +29,7 @@ const WAY_OUT: &str = "install ONNX Runtime 1.17 or newer (the file libonnxrunti
 struct Loaded {
     environment: Environment,
     library: PathBuf,
+    version: String,
 }
 
 static LOADED: OnceCell<Loaded> = OnceCell::new();
@@ -85,9 +86,10 @@ pub fn environment(library: Option<&Path>) -> Result<&'static Environment, Engin
     let mut first_error = None;
     for candidate in &candidates {
         match load(candidate) {
-            Ok(environment) => {
+            Ok((environment, version)) => {
                 super::registry::stop_workers_at_exit();
-                let loaded = LOADED.get_or_init(|| Loaded { environment, library: candidate.clone() });
+                let loaded =
+                    LOADED.get_or_init(|| Loaded { environment, library: candidate.clone(), version });
                 return Ok(&loaded.environment);
             }
             Err(error) => first_error = first_error.or(Some(error)),
@@ -99,6 +101,11 @@ pub fn environment(library: Option<&Path>) -> Result<&'static Environment, Engin
 /// The file that the process's ONNX Runtime was loaded from, as it was named.
 pub fn library() -> Option<&'static Path> {
     LOADED.get().map(|loaded| loaded.library.as_path())
+}
+
+/// Of the library, as it calls itself; `None` before it is loaded.
+pub fn version() -> Option<&'static str> {
+    LOADED.get().map(|loaded| loaded.version.as_str())
 }
 
 fn candidates(library: Option<&Path>) -> Vec<PathBuf> {
@@ -115,7 +122,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-fn load(library: &Path) -> Result<Environment, EngineError> {
+fn load(library: &Path) -> Result<(Environment, String), EngineError> {
     // A relative path with a slash means relative to here; `ort` would look beside the executable first.
     let path = if library.components().count() > 1 && library.is_relative() {
         env::current_dir().map(|here| here.join(library)).unwrap_or_else(|_| library.to_path_buf())
@@ -131,7 +138,7 @@ fn load(library: &Path) -> Result<Environment, EngineError> {
     }
     note_exit();
     // Kept open until `ort` has opened it too, so that it is not loaded twice.
-    let _checked = check(&path)?;
+    let (_checked, version) = check(&path)?;
     let not_working =
         |error: String| refuse(format!("{} is not a working ONNX Runtime library", path.display()), error);
     let builder = ort::init_from(&path).map_err(|error| not_working(error.to_string()))?;
@@ -144,7 +151,7 @@ fn load(library: &Path) -> Result<Environment, EngineError> {
     })?;
     // What goes wrong is reported by us; ONNX Runtime would print it to stderr as well.
     environment.set_log_level(LogLevel::Fatal);
-    Ok(environment)
+    Ok((environment, version))
 }
 
 /// An exit that begins while the library's file is being opened waits here until that is over.
@@ -171,7 +178,7 @@ struct ApiBase {
 /// Opens the library and makes sure that it has the API that `ort` was built for. `ort` itself would keep the
 /// first library that exports the right name, so that the process could never load another, and panic or crash
 /// on one that gives no version or no API.
-fn check(path: &Path) -> Result<Library, EngineError> {
+fn check(path: &Path) -> Result<(Library, String), EngineError> {
     // SAFETY: loading runs the file's initialisers; which file it is, is the user's own choice.
     let library = unsafe { Library::new(path) }.map_err(|error| {
         // The loader's own words are the error's source.
@@ -211,7 +218,7 @@ fn check(path: &Path) -> Result<Library, EngineError> {
     if unsafe { get_api(ort::sys::ORT_API_VERSION) }.is_null() {
         return Err(not_working("it exports OrtGetApiBase but gives no API"));
     }
-    Ok(library)
+    Ok((library, version))
 }
 
 /// The 31 of `1.31.1`.

@@ -96,7 +96,8 @@ impl SystemSampler {
         self.cgroups.sample(&mut self.text, &self.proc, total)
     }
 
-    fn system(&mut self) -> Option<System> {
+    /// The machine alone.
+    pub fn system(&mut self) -> Option<System> {
         let machine = self.machine.as_mut()?;
         machine.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         let (total, available) = (machine.total_memory(), machine.available_memory());

@@ -29,6 +29,7 @@ use super::session::{Session, Tuning};
 use super::settings::{self, Settings};
 use super::stats::Stats;
 use crate::batch::ticket::Reduced;
+use crate::engine::cache::{Cache, Note, place};
 use crate::memory::pool::Ledger;
 
 pub(super) static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
@@ -238,10 +239,11 @@ impl YoloDetect {
         let detectors = DETECTORS.load(Ordering::Relaxed);
         let name = self.obj().name();
         let pressure = Pressure::new(&settings.memory, &name, Arc::downgrade(&self.inflight));
-        let session = Session::open(&settings, &name, detectors, pressure).map_err(|error| {
-            self.post_engine_error(&error);
-            gst::StateChangeError
-        })?;
+        let session =
+            Session::open(&settings, &name, detectors, pressure, self.cache(&settings)).map_err(|error| {
+                self.post_engine_error(&error);
+                gst::StateChangeError
+            })?;
         if let Some(warning) = session.batch_warning(&settings) {
             gst::element_imp_warning!(self, gst::LibraryError::Settings, ("{warning}"));
         }
@@ -282,6 +284,22 @@ impl YoloDetect {
         session.pressure.follow(&self.settings.lock().memory);
         *self.shown.lock() = Some(shown);
         Ok(())
+    }
+
+    /// Where optimised models are kept. What is told of that comes from other threads, too.
+    fn cache(&self, settings: &Settings) -> Option<Cache> {
+        let folder = place::folder(settings.model_cache.as_deref())?;
+        let (weak, asked_for) = (self.obj().downgrade(), settings.model_cache.is_some());
+        let tell = move |note| {
+            let Some(element) = weak.upgrade() else { return };
+            match note {
+                Note::Failed(why) if asked_for => {
+                    gst::element_warning!(element, gst::LibraryError::Settings, ("{why}"));
+                }
+                Note::Failed(why) | Note::Fine(why) => gst::info!(CAT, obj = element, "{why}"),
+            }
+        };
+        Some(Cache { folder, tell: Arc::new(tell) })
     }
 
     fn close(&self) {

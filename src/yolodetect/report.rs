@@ -89,6 +89,7 @@ impl YoloDetect {
             .field("device", spec.device.as_str())
             .field("streams", engine.streams as u32)
             .field("bytes", spec.loaded_bytes)
+            .field("cached", spec.cached)
             .field("model-bytes", engine.held.model)
             .field("arena-bytes", engine.held.arena)
             .field("tensor-bytes", engine.held.tensors)

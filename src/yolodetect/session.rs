@@ -12,6 +12,7 @@ use crate::batch::Stream;
 use crate::batch::batcher::BatcherStats;
 use crate::decode::{ClassFilter, Thresholds};
 use crate::detection::{ClassId, Labels};
+use crate::engine::cache::Cache;
 use crate::engine::device::Device;
 use crate::engine::registry::{self, Lease, Wanted};
 use crate::engine::{BatchSize, EngineError, EngineErrorKind};
@@ -46,6 +47,7 @@ impl Session {
         element: &str,
         detectors: usize,
         pressure: Pressure,
+        cache: Option<Cache>,
     ) -> Result<Self, EngineError> {
         let refuse = |message: String| EngineError::new(EngineErrorKind::Settings, message, "");
         let Some(model) = settings.model_file.clone() else {
@@ -72,6 +74,7 @@ impl Session {
             detectors,
             max_batch,
             keep_alive: settings.memory.model_keep_alive.into(),
+            cache,
         };
         let lease = registry::get(&wanted)?;
         let spec = lease.engine().spec();

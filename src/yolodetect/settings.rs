@@ -17,6 +17,8 @@ pub struct Settings {
     pub label_file: Option<PathBuf>,
     pub head: HeadChoice,
     pub onnxruntime_library: Option<PathBuf>,
+    /// `None` for what the environment says; empty for none.
+    pub model_cache: Option<String>,
     pub confidence_threshold: f32,
     pub iou_threshold: f32,
     pub class_agnostic_nms: bool,
@@ -45,6 +47,7 @@ impl Default for Settings {
             label_file: None,
             head: HeadChoice::Auto,
             onnxruntime_library: None,
+            model_cache: None,
             confidence_threshold: 0.25,
             iou_threshold: 0.7,
             class_agnostic_nms: false,
@@ -181,6 +184,12 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
                 "onnxruntime-library",
                 "ONNX Runtime library",
                 "libonnxruntime.so to load (unset: the environment variable ORT_DYLIB_PATH, else the loader's path)",
+            ),
+            text(
+                "model-cache",
+                "Model cache",
+                "Folder of optimised models, for a fast start (off: none; unset: the environment variable \
+                 YOLODETECT_MODEL_CACHE, else yolodetect in the user's cache folder)",
             ),
             glib::ParamSpecFloat::builder("confidence-threshold")
                 .nick("Confidence threshold")
@@ -334,6 +343,7 @@ impl Settings {
             "label-file" => self.label_file = path(value),
             "head" => self.head = read(value),
             "onnxruntime-library" => self.onnxruntime_library = path(value),
+            "model-cache" => self.model_cache = read(value),
             "confidence-threshold" => self.confidence_threshold = read(value),
             "iou-threshold" => self.iou_threshold = read(value),
             "class-agnostic-nms" => self.class_agnostic_nms = read(value),
@@ -366,6 +376,7 @@ impl Settings {
             "label-file" => path(&self.label_file),
             "head" => self.head.to_value(),
             "onnxruntime-library" => path(&self.onnxruntime_library),
+            "model-cache" => self.model_cache.to_value(),
             "confidence-threshold" => self.confidence_threshold.to_value(),
             "iou-threshold" => self.iou_threshold.to_value(),
             "class-agnostic-nms" => self.class_agnostic_nms.to_value(),

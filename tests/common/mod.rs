@@ -25,13 +25,19 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Set in a process that [`another_process`] started.
 const CHILD: &str = "YOLODETECT_TEST_CHILD";
 
+/// Has a process keep no optimised models: what a start takes shall not depend on what ran before.
+pub const NO_CACHE: (&str, &str) = ("YOLODETECT_MODEL_CACHE", "off");
+
 /// GStreamer with this plugin, whatever `GST_PLUGIN_PATH` says, and the fetched ONNX Runtime.
 pub fn init() {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
         if !is_child() {
             // SAFETY: before any other thread of the test reads the environment: every test begins here.
-            unsafe { env::set_var("ORT_DYLIB_PATH", library()) };
+            unsafe {
+                env::set_var("ORT_DYLIB_PATH", library());
+                env::set_var(NO_CACHE.0, NO_CACHE.1);
+            }
         }
         gst::init().unwrap();
         gstyolodetect::plugin_register_static().unwrap();
@@ -183,7 +189,11 @@ pub fn alone() -> parking_lot::MutexGuard<'static, ()> {
 /// there, [`is_child`] holds and ONNX Runtime is looked for as `library` (`ORT_DYLIB_PATH`) says.
 pub fn another_process(test: &str, library: Option<&Path>, variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args([test, "--exact", "--nocapture"]).env(CHILD, "1").envs(variables.iter().copied());
+    command
+        .args([test, "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .envs([NO_CACHE])
+        .envs(variables.iter().copied());
     match library {
         Some(library) => command.env("ORT_DYLIB_PATH", library),
         None => command.env_remove("ORT_DYLIB_PATH"),

@@ -174,7 +174,8 @@ fn command(arguments: &[&str]) -> Command {
         .args(arguments)
         .env("GST_PLUGIN_PATH", plugins().join("plugins"))
         .env("GST_REGISTRY", plugins().join("registry.bin"))
-        .env("ORT_DYLIB_PATH", library());
+        .env("ORT_DYLIB_PATH", library())
+        .envs([crate::common::NO_CACHE]);
     command
 }
 

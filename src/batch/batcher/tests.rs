@@ -132,6 +132,7 @@ pub(crate) fn spec(batch: BatchSize) -> ModelSpec {
         device: "fake".into(),
         warm_run: Duration::ZERO,
         loaded_bytes: 0,
+        cached: false,
     }
 }
 

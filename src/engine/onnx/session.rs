@@ -1,5 +1,7 @@
 //! How sessions and runs are set up.
 
+use std::path::Path;
+
 use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session};
@@ -8,11 +10,14 @@ use super::{SessionOptions, openvino, unsupported};
 use crate::engine::device::Device;
 use crate::engine::{BatchSize, EngineError};
 
+/// From the model's file, or (on the processor) from its `optimized` form, of which nothing is left to be done.
+///
 /// # Errors
 /// The device is not there, or the model is none that it runs.
 pub(super) fn open(
     environment: &ort::environment::Environment,
     options: &SessionOptions,
+    optimized: Option<&Path>,
 ) -> Result<Session, EngineError> {
     let failed = |error: ort::Error| {
         unsupported(
@@ -22,17 +27,26 @@ pub(super) fn open(
             error,
         )
     };
+    let (file, level) = match optimized {
+        Some(graph) => (graph, GraphOptimizationLevel::Disable),
+        None => (options.model.as_path(), GraphOptimizationLevel::All),
+    };
+    let builder = builder(environment, level).map_err(failed)?;
     match &options.device {
-        Device::Auto | Device::Cpu => builder(environment)
-            .and_then(|builder| Ok(builder.with_intra_threads(options.plan.threads)?))
-            .and_then(|mut builder| builder.commit_from_file(&options.model))
+        Device::Auto | Device::Cpu => builder
+            .with_intra_threads(options.plan.threads)
+            .map_err(ort::Error::from)
+            .and_then(|mut builder| builder.commit_from_file(file))
             .map_err(failed),
-        Device::OpenVino(device) => openvino::open(builder(environment).map_err(failed)?, device, options),
+        Device::OpenVino(device) => openvino::open(builder, device, options),
     }
 }
 
 /// What is the same for every device.
-fn builder(environment: &ort::environment::Environment) -> ort::Result<SessionBuilder> {
+fn builder(
+    environment: &ort::environment::Environment,
+    level: GraphOptimizationLevel,
+) -> ort::Result<SessionBuilder> {
     // No memory pattern: it reserves 20–30 MB more with a nano model (120 MB with a large one) for no gain.
     Ok(Session::builder(environment)?
         .with_memory_pattern(false)?
@@ -40,7 +54,7 @@ fn builder(environment: &ort::environment::Environment) -> ort::Result<SessionBu
         // An application that shares ONNX Runtime with us may have bounded its arena; by default there is none of these.
         .with_env_allocators()?
         .with_log_level(LogLevel::Fatal)?
-        .with_optimization_level(GraphOptimizationLevel::All)?)
+        .with_optimization_level(level)?)
 }
 
 /// How many frames a run takes on `device`, of a model that declares `batch`.

@@ -1,0 +1,54 @@
+//! What the standard library has no call for.
+
+use std::ffi::{CStr, OsStr, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The user as whom this process acts.
+pub fn user() -> u32 {
+    // SAFETY: the call cannot fail and touches no memory.
+    unsafe { libc::geteuid() }
+}
+
+/// The file, a library or the executable, that has what is at `address`.
+pub fn object_file(address: *const c_void) -> Option<PathBuf> {
+    // SAFETY: all zeros, null pointers among them, is a `Dl_info`.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: any address may be asked for; the name is the loader's own and stays while the object is loaded, which is
+    // longer than this copies it.
+    let name = unsafe {
+        if libc::dladdr(address, &mut info) == 0 || info.dli_fname.is_null() {
+            return None;
+        }
+        CStr::from_ptr(info.dli_fname)
+    };
+    Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
+}
+
+/// Makes the rest of this process a matter of the background: others' computing and memory come first, files that were
+/// left open by whoever started it are closed, and it ends by itself after so long.
+pub fn go_to_background(patience: Duration) {
+    const NICE: libc::c_int = 10;
+    // SAFETY: plain numbers; called before this process has opened a file that it wants to keep.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+        // Not as a function, which older C libraries do not have; an older kernel refuses, and files stay open.
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32);
+        libc::alarm(patience.as_secs().try_into().unwrap_or(u32::MAX));
+    }
+    // Where memory runs out all the same, this goes and not the pipeline.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_code_is_in_this_executable() {
+        let here = object_file(user as *const c_void).unwrap();
+        assert_eq!(here.canonicalize().unwrap(), std::env::current_exe().unwrap().canonicalize().unwrap());
+        assert_eq!(object_file(std::ptr::null()), None);
+    }
+}

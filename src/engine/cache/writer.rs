@@ -1,0 +1,172 @@
+//! Has an entry written by a process apart: what that takes of memory is gone with it, and is not this process's.
+//!
+//! The program is `yolodetect-optimize`, beside this plugin's own file or else in `PATH`. It runs after the load that it
+//! spares the next start, at a low priority, one at a time, only where memory stays nominal with it there, and not for
+//! ever. Nobody waits for it but a thread of its own.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{Cache, Figures, Key, Note, system};
+use crate::memory::budget::HOST;
+use crate::memory::pressure::{Level, Levels, Thresholds};
+use crate::memory::sample::{Sample, SystemSampler};
+
+pub const PROGRAM: &str = "yolodetect-optimize";
+/// The longest that it may take.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Of its answers, so many are passed on.
+const MOST_LINES: usize = 20;
+
+/// An entry that is missing.
+pub struct Order {
+    pub model: PathBuf,
+    pub library: PathBuf,
+    pub key: Key,
+    pub figures: Figures,
+}
+
+/// Has it written some time soon, or tells why not.
+pub fn start(cache: &Cache, order: Order) {
+    let told = cache.clone();
+    let thread = thread::Builder::new().name("yolo-cache".into());
+    if let Err(error) = thread.spawn(move || {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock();
+        (told.tell)(match write(&told, &order, PATIENCE) {
+            Ok(()) => Note::Fine(format!("{} was written to {}", order.model.display(), told.folder.display())),
+            Err(reason) => Note::Failed(format!(
+                "the optimised form of {} is not kept in {}, so that the next start will take as long: {reason}",
+                order.model.display(),
+                told.folder.display()
+            )),
+        });
+    }) {
+        (cache.tell)(Note::Failed(format!("there is no thread to have the cache written: {error}")));
+    }
+}
+
+fn write(cache: &Cache, order: &Order, patience: Duration) -> Result<(), String> {
+    let program = find().ok_or_else(|| {
+        format!("the program {PROGRAM} is neither beside the plugin nor in PATH; install it with the plugin")
+    })?;
+    let length = fs::metadata(&order.model).map_err(|error| error.to_string())?.len();
+    room(need(length), look())?;
+    let absolute = |path: &Path| std::path::absolute(path).map_err(|error| error.to_string());
+    let mut command = Command::new(&program);
+    command
+        .arg("--background")
+        .arg("--cache")
+        .arg(absolute(&cache.folder)?)
+        .arg("--onnxruntime-library")
+        .arg(absolute(&order.library)?)
+        .args(["--key", &order.key.name(), "--figures", &order.figures.to_json().to_string()])
+        .arg("--")
+        .arg(absolute(&order.model)?)
+        .env_clear()
+        // Without it the program may not find the libraries that this process has.
+        .envs(env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child =
+        command.spawn().map_err(|error| format!("{} does not start: {error}", program.display()))?;
+    if let Some(stderr) = child.stderr.take() {
+        let cache = cache.clone();
+        let thread = thread::Builder::new().name("yolo-cache-log".into());
+        // Without it, what the program says is lost. Not waited for: whoever has the pipe may keep it.
+        let _ = thread.spawn(move || pass_on(stderr, &cache));
+    }
+    wait(&mut child, patience)
+}
+
+/// Bytes that writing takes: the model as it is read, as it is parsed and as it is optimised, and ONNX Runtime's own. A
+/// model of YOLO11l's size, 101 MB, takes 300, YOLO12n's 11 take 60.
+fn need(length: u64) -> u64 {
+    length.saturating_mul(4).saturating_add(50_000_000)
+}
+
+fn look() -> Sample {
+    let mut sampler = SystemSampler::default();
+    Sample { cgroup: sampler.container(), system: sampler.system(), ..Default::default() }
+}
+
+/// Whether memory stays nominal with so much more taken of it. What this process holds does not count, but for a budget.
+fn room(need: u64, mut sample: Sample) -> Result<(), String> {
+    let beyond =
+        |whose: &str| Err(format!("writing it takes {} MB, which {whose} has no room for", need / 1_000_000));
+    if HOST.room().is_some_and(|room| room < need) {
+        return beyond("memory-budget");
+    }
+    let mut levels = Levels::default();
+    let mut nominal = |sample: &Sample| {
+        levels.observe(sample, &Thresholds::default(), Instant::now());
+        levels.level() == Level::Nominal
+    };
+    if !nominal(&sample) {
+        return Err("memory is short".into());
+    }
+    if let Some(container) = &mut sample.cgroup {
+        container.used = container.used.saturating_add(need);
+    }
+    if let Some(system) = &mut sample.system {
+        system.available = system.available.saturating_sub(need);
+    }
+    if nominal(&sample) { Ok(()) } else { beyond("the container or the machine") }
+}
+
+/// The program to run.
+fn find() -> Option<PathBuf> {
+    let own = system::object_file(find as *const std::ffi::c_void);
+    let real = own.as_ref().and_then(|own| own.canonicalize().ok());
+    let beside = [own, real].into_iter().flatten().filter_map(|file| Some(file.parent()?.to_path_buf()));
+    let path = env::var_os("PATH").unwrap_or_default();
+    beside.chain(env::split_paths(&path)).find_map(|folder| program_in(&folder))
+}
+
+/// A relative folder is another one in each place, and not looked into.
+fn program_in(folder: &Path) -> Option<PathBuf> {
+    let program = folder.join(PROGRAM);
+    let data = fs::metadata(&program).ok().filter(|_| folder.is_absolute())?;
+    (data.is_file() && data.permissions().mode() & 0o111 != 0).then_some(program)
+}
+
+/// Until it has ended, by itself or because it took too long.
+fn wait(child: &mut Child, patience: Duration) -> Result<(), String> {
+    const STEP: Duration = Duration::from_millis(20);
+    let deadline = Instant::now() + patience;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => return Err(format!("{PROGRAM} failed ({status})")),
+            Ok(None) if Instant::now() < deadline => thread::sleep(STEP),
+            Ok(None) => {
+                // It cannot refuse.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("{PROGRAM} took longer than {patience:?} and was ended"));
+            }
+            // The application waits for whatever ends, or has the system do so: how it ended is not to be known.
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Reads to the end, so that it is never held up, and tells the first lines.
+fn pass_on(stderr: impl Read, cache: &Cache) {
+    let lines = BufReader::new(stderr.take(1 << 20)).split(b'\n').map_while(Result::ok);
+    for (count, line) in lines.enumerate() {
+        if count < MOST_LINES {
+            (cache.tell)(Note::Fine(format!("{PROGRAM}: {}", String::from_utf8_lossy(&line))));
+        }
+    }
+}
