@@ -170,3 +170,53 @@ fn pass_on(stderr: impl Read, cache: &Cache) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::sample::{Cgroup, System};
+
+    #[test]
+    fn it_is_written_where_memory_stays_nominal_with_it() {
+        let need = need(101_000_000);
+        assert!((300_000_000..600_000_000).contains(&need));
+        assert_eq!(super::need(u64::MAX), u64::MAX);
+        let sample = |used: u64, available: u64| Sample {
+            cgroup: Some(Cgroup { used, limit: 1_000_000_000, stall: None }),
+            system: Some(System { total: 16_000_000_000, available, stall: None }),
+            ..Default::default()
+        };
+        assert_eq!(room(need, Sample::default()), Ok(()), "nothing is known");
+        assert_eq!(room(need, sample(200_000_000, 12_000_000_000)), Ok(()));
+        for (used, available, reason) in [
+            (400_000_000, 12_000_000_000, "no room"),
+            (200_000_000, 3_400_000_000, "no room"),
+            (800_000_000, 12_000_000_000, "memory is short"),
+        ] {
+            let why = room(need, sample(used, available)).unwrap_err();
+            assert!(why.contains(reason), "{used} {available}: {why}");
+        }
+    }
+
+    #[test]
+    fn what_takes_too_long_is_ended_and_leaves_nothing() {
+        let mut child = Command::new("sleep").arg("3600").spawn().unwrap();
+        let process = PathBuf::from(format!("/proc/{}", child.id()));
+        assert!(process.exists());
+        let why = wait(&mut child, Duration::from_millis(50)).unwrap_err();
+        assert!(why.contains("longer than 50ms") && !process.exists(), "{why}");
+    }
+
+    #[test]
+    fn the_program_is_a_file_that_can_be_run_in_a_folder_that_is_no_matter_of_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join(PROGRAM);
+        let found = || program_in(folder.path());
+        assert_eq!(found(), None);
+        fs::write(&program, "").unwrap();
+        assert_eq!(found(), None, "it cannot be run");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(found(), Some(program));
+        assert_eq!(program_in(Path::new("")), None);
+    }
+}

@@ -11,8 +11,8 @@ use ort::session::builder::GraphOptimizationLevel;
 use crate::engine::cache::{Key, entry, key, system};
 use crate::engine::{EngineError, EngineErrorKind, runtime};
 
-/// Smaller ones stay in the graph.
-const LEAST_WEIGHTS: &str = "1024";
+/// Bytes; smaller ones stay in the graph. Each of the others is mapped by itself, which takes a page at the least.
+const LEAST_WEIGHTS: &str = "4096";
 
 /// The file of the ONNX Runtime that this process has loaded, and the key of a model's optimised form by it; `None` where the
 /// file cannot be told.
