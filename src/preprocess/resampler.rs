@@ -41,6 +41,11 @@ impl Resampler {
         let Tap { near, far, weight } = self.rows.taps[row];
         let Plane { data, row_stride } = planes[self.plane];
         let bytes = |row: u32| &data[row as usize * row_stride..][..self.row_bytes];
+        if let Some(next) = self.rows.taps.get(row + 1) {
+            for row in next.near.max(far + 1)..=next.far {
+                kernels.prefetch(bytes(row));
+            }
+        }
         let far = (weight != 0.0).then(|| (bytes(far), weight));
         self.columns.resample(kernels, bytes(near), far, &mut self.current);
     }

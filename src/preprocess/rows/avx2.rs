@@ -32,6 +32,14 @@ pub(super) fn resample(_: Supported, table: &Table, near: &[u8], far: Option<(&[
     }
 }
 
+/// Has the row fetched into the nearest cache while others are worked on.
+pub(super) fn prefetch(_: Supported, row: &[u8]) {
+    for line in row.chunks(64) {
+        // SAFETY: a prefetch is a hint; it has no effect on what the program does.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+}
+
 struct Row<'a> {
     table: &'a Table,
     near: &'a [u8],

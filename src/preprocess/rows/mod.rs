@@ -55,6 +55,20 @@ impl Kernels {
         }
     }
 
+    /// Tells the processor that this row of a plane is next: rows that are not neighbours are no pattern that it finds
+    /// out by itself. A fifth of the time with 1080p NV12 from memory; long rows lose, since they push out the tables.
+    pub(super) fn prefetch(self, row: &[u8]) {
+        #[cfg(target_arch = "x86_64")]
+        if let Set::Avx2(supported) = self.0
+            && row.len() <= 8192
+        {
+            avx2::prefetch(supported, row);
+        }
+        // There is no stable intrinsic for it.
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = row;
+    }
+
     /// One row of one channel, clamped to `0..=max`. Component rows are at least as long as `out`, rounded up to whole
     /// [`GROUP`](table::GROUP)s.
     pub(super) fn mix(self, mix: &Mix, components: &[&[f32]; 3], max: f32, out: &mut [f32]) {
