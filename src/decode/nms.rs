@@ -51,6 +51,9 @@ fn falling(number: f32) -> u32 {
 pub(super) struct Nms {
     /// Per class, the index into `blocks` of its most recent one.
     latest: Vec<Option<u32>>,
+    /// Per block, the one of the same class that was filled before. Apart from the blocks and small, so that the next
+    /// block is known before this one has come from memory.
+    earlier: Vec<Option<u32>>,
     blocks: Vec<Block>,
     /// Places among the candidates.
     kept: Vec<u32>,
@@ -66,15 +69,17 @@ struct Block {
     area: [f32; LANES],
     /// How many there are; the other lanes hold a box that meets none.
     filled: usize,
-    /// The block of the same class that was filled before.
-    earlier: Option<u32>,
 }
 
 impl Block {
-    fn new(earlier: Option<u32>) -> Self {
-        let (low, high) = ([f32::MIN; LANES], [f32::MAX; LANES]);
-        Self { x1: high, y1: high, x2: low, y2: low, area: [0.0; LANES], filled: 0, earlier }
-    }
+    const EMPTY: Self = Self {
+        x1: [f32::MAX; LANES],
+        y1: [f32::MAX; LANES],
+        x2: [f32::MIN; LANES],
+        y2: [f32::MIN; LANES],
+        area: [0.0; LANES],
+        filled: 0,
+    };
 
     fn push(&mut self, rect: &Rect) {
         let lane = self.filled;
@@ -123,6 +128,7 @@ impl Nms {
     ) -> impl Iterator<Item = &'a Candidate> {
         self.kept.clear();
         self.blocks.clear();
+        self.earlier.clear();
         self.latest.clear();
         self.latest.resize(if class_agnostic { 1 } else { classes }, None);
         vectorised(Suppress { nms: self, candidates, ranking, class_agnostic, iou, limit });
@@ -133,11 +139,10 @@ impl Nms {
     #[inline(always)]
     fn overlaps(&self, mut chain: Option<u32>, rect: &Rect, area: f32, iou: f32) -> bool {
         while let Some(index) = chain {
-            let block = &self.blocks[index as usize];
-            if block.overlaps(rect, area, iou) {
+            if self.blocks[index as usize].overlaps(rect, area, iou) {
                 return true;
             }
-            chain = block.earlier;
+            chain = self.earlier[index as usize];
         }
         false
     }
@@ -149,7 +154,8 @@ impl Nms {
             Some(index) if self.blocks[index as usize].filled < LANES => index,
             _ => {
                 let index = self.blocks.len() as u32;
-                self.blocks.push(Block::new(latest));
+                self.blocks.push(Block::EMPTY);
+                self.earlier.push(latest);
                 self.latest[class] = Some(index);
                 index
             }

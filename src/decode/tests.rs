@@ -323,12 +323,12 @@ fn by_definition(layout: &Layout, values: &[f32], thresholds: &Thresholds) -> Ve
                 let best =
                     best_class((0..layout.classes.unwrap_or(0)).map(|class| value(5 + class) * objectness));
                 let best = best.filter(|_| objectness > thresholds.confidence);
-                match cells.get(index) {
-                    Some((x, y, stride)) if layout.head == Head::Yolox => {
-                        let (w, h) = (c.exp() * stride, d.exp() * stride);
-                        (Rect::from_center((a + x) * stride, (b + y) * stride, w, h), best)
-                    }
-                    _ => (Rect::from_center(a, b, c, d), best),
+                if layout.head == Head::Yolox {
+                    let (x, y, stride) = cells.get(index)?;
+                    let (w, h) = (c.exp() * stride, d.exp() * stride);
+                    (Rect::from_center((a + x) * stride, (b + y) * stride, w, h), best)
+                } else {
+                    (Rect::from_center(a, b, c, d), best)
                 }
             }
         };
