@@ -26,12 +26,24 @@ use std::sync::Once;
 use gst::glib;
 use gst::meta::{CustomMeta, MetaSeqnum};
 
+use super::fields::Field;
 use super::{FrameInfo, Status};
 use crate::detection::{ClassId, Detection};
 
 /// The meta's name and its structure's.
 pub const NAME: &str = "YoloDetectFrameMeta";
 const C_NAME: &CStr = c"YoloDetectFrameMeta";
+
+static ELEMENT: Field = Field::new(glib::gstr!("element"));
+static FRAME: Field = Field::new(glib::gstr!("frame"));
+static STATUS: Field = Field::new(glib::gstr!("status"));
+static FIRST_ID: Field = Field::new(glib::gstr!("first-id"));
+static COUNT: Field = Field::new(glib::gstr!("count"));
+static FIRST_MTD: Field = Field::new(glib::gstr!("first-mtd"));
+static INFERENCE_TIME: Field = Field::new(glib::gstr!("inference-time"));
+static BATCH: Field = Field::new(glib::gstr!("batch"));
+static CLASS_IDS: Field = Field::new(glib::gstr!("class-ids"));
+static CONFIDENCES: Field = Field::new(glib::gstr!("confidences"));
 
 /// `first-mtd` where the detections are in no relation meta.
 const NO_MTD: u32 = u32::MAX;
@@ -74,18 +86,17 @@ pub(super) fn add(
     };
     // GLib's strings end at a NUL and the bindings insist that there is none before.
     let element = info.element.split('\0').next().unwrap_or_default();
-    fields.set_with_static(glib::gstr!("element"), element);
-    fields.set_with_static(glib::gstr!("frame"), info.frame);
-    fields.set_with_static(glib::gstr!("status"), info.status.nick());
-    fields.set_with_static(glib::gstr!("first-id"), info.first_id);
-    fields.set_with_static(glib::gstr!("count"), detections.len() as u32);
-    fields.set_with_static(glib::gstr!("first-mtd"), first_mtd.unwrap_or(NO_MTD));
-    fields.set_with_static(glib::gstr!("inference-time"), info.inference_time.nseconds());
-    fields.set_with_static(glib::gstr!("batch"), info.batch);
+    ELEMENT.set(fields, element);
+    FRAME.set(fields, info.frame);
+    STATUS.set_static(fields, info.status.text());
+    FIRST_ID.set(fields, info.first_id);
+    COUNT.set(fields, detections.len() as u32);
+    FIRST_MTD.set(fields, first_mtd.unwrap_or(NO_MTD));
+    INFERENCE_TIME.set(fields, info.inference_time.nseconds());
+    BATCH.set(fields, info.batch);
     let class = |one: &Detection| u16::try_from(one.class).unwrap_or(NO_CLASS).to_le_bytes();
-    fields.set_with_static(glib::gstr!("class-ids"), packed(detections, class));
-    fields
-        .set_with_static(glib::gstr!("confidences"), packed(detections, |one| one.confidence.to_le_bytes()));
+    CLASS_IDS.set(fields, packed(detections, class));
+    CONFIDENCES.set(fields, packed(detections, |one| one.confidence.to_le_bytes()));
     Ok(())
 }
 
@@ -163,18 +174,18 @@ fn parse(fields: &gst::StructureRef, seqnum: MetaSeqnum) -> Option<FrameRecord> 
     if fields.name() != NAME {
         return None;
     }
-    let first_mtd = fields.get::<u32>("first-mtd").ok()?;
+    let first_mtd = FIRST_MTD.get::<u32>(fields)?;
     Some(FrameRecord {
-        element: fields.get::<&str>("element").ok()?.to_string(),
-        frame: fields.get("frame").ok()?,
-        status: Status::from_nick(fields.get("status").ok()?)?,
-        first_id: fields.get("first-id").ok()?,
-        count: fields.get("count").ok()?,
+        element: ELEMENT.get::<&str>(fields)?.to_string(),
+        frame: FRAME.get(fields)?,
+        status: Status::from_nick(STATUS.get(fields)?)?,
+        first_id: FIRST_ID.get(fields)?,
+        count: COUNT.get(fields)?,
         first_mtd: (first_mtd != NO_MTD).then_some(first_mtd),
-        inference_time: gst::ClockTime::from_nseconds(fields.get("inference-time").ok()?),
-        batch: fields.get("batch").ok()?,
-        class_ids: fields.get("class-ids").ok()?,
-        confidences: fields.get("confidences").ok()?,
+        inference_time: gst::ClockTime::from_nseconds(INFERENCE_TIME.get(fields)?),
+        batch: BATCH.get(fields)?,
+        class_ids: CLASS_IDS.get(fields)?,
+        confidences: CONFIDENCES.get(fields)?,
         seqnum,
     })
 }

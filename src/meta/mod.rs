@@ -23,6 +23,7 @@ use gst::glib::translate::IntoGlib;
 use crate::detection::{ClassId, Detection, Labels, Rect};
 
 pub mod analytics;
+mod fields;
 pub mod frame;
 pub mod roi;
 
@@ -46,12 +47,17 @@ pub enum Status {
 
 impl Status {
     pub fn nick(self) -> &'static str {
+        self.text().as_str()
+    }
+
+    /// The nick as C reads it.
+    fn text(self) -> &'static glib::GStr {
         match self {
-            Status::Inferred => "inferred",
-            Status::Interval => "interval",
-            Status::Overload => "overload",
-            Status::Pressure => "pressure",
-            Status::Failed => "failed",
+            Status::Inferred => glib::gstr!("inferred"),
+            Status::Interval => glib::gstr!("interval"),
+            Status::Overload => glib::gstr!("overload"),
+            Status::Pressure => glib::gstr!("pressure"),
+            Status::Failed => glib::gstr!("failed"),
         }
     }
 

@@ -11,6 +11,7 @@ use gst::glib::translate::{IntoGlib, TryFromGlib};
 use gst::meta::MetaAPIExt;
 use gst_video::VideoRegionOfInterestMeta as Region;
 
+use super::fields::Field;
 use super::{Found, FrameRecord, PixelBox};
 use crate::detection::Detection;
 
@@ -19,6 +20,13 @@ const NO_PARENT: i32 = -1;
 
 /// How far apart, in pixels, two copies of one box may be after scaling rounded each in its own way.
 const SAME_BOX: i64 = 2;
+
+static X_MIN: Field = Field::new(glib::gstr!("x_min"));
+static X_MAX: Field = Field::new(glib::gstr!("x_max"));
+static Y_MIN: Field = Field::new(glib::gstr!("y_min"));
+static Y_MAX: Field = Field::new(glib::gstr!("y_max"));
+static CONFIDENCE: Field = Field::new(glib::gstr!("confidence"));
+static LABEL_ID: Field = Field::new(glib::gstr!("label_id"));
 
 pub(super) fn add(
     buffer: &mut gst::BufferRef,
@@ -53,12 +61,12 @@ fn parameters(detection: &Detection, frame_size: (u32, u32)) -> gst::Structure {
     let part = |at: f32, of: f64| if at.is_nan() { 0.0 } else { (at as f64 / of).clamp(0.0, 1.0) };
     let rect = &detection.rect;
     let mut fields = gst::Structure::new_empty_from_static(glib::gstr!("detection"));
-    fields.set_with_static(glib::gstr!("x_min"), part(rect.x1, width));
-    fields.set_with_static(glib::gstr!("x_max"), part(rect.x2, width));
-    fields.set_with_static(glib::gstr!("y_min"), part(rect.y1, height));
-    fields.set_with_static(glib::gstr!("y_max"), part(rect.y2, height));
-    fields.set_with_static(glib::gstr!("confidence"), detection.confidence as f64);
-    fields.set_with_static(glib::gstr!("label_id"), i32::try_from(detection.class).unwrap_or(-1));
+    X_MIN.set(&mut fields, part(rect.x1, width));
+    X_MAX.set(&mut fields, part(rect.x2, width));
+    Y_MIN.set(&mut fields, part(rect.y1, height));
+    Y_MAX.set(&mut fields, part(rect.y2, height));
+    CONFIDENCE.set(&mut fields, detection.confidence as f64);
+    LABEL_ID.set(&mut fields, i32::try_from(detection.class).unwrap_or(-1));
     fields
 }
 
@@ -121,13 +129,13 @@ fn object(region: &gst::MetaRef<Region>) -> Found {
     // for granted.
     let class = unsafe { glib::Quark::try_from_glib((*region.as_ptr()).roi_type).ok() };
     let detection = region.param("detection");
-    let number = |name: &str| detection.and_then(|fields| fields.get::<f64>(name).ok());
-    let sides = ["x_min", "y_min", "x_max", "y_max"].map(number);
+    let number = |field: &Field| detection.and_then(|fields| field.get::<f64>(fields));
+    let sides = [&X_MIN, &Y_MIN, &X_MAX, &Y_MAX].map(number);
     let normalized = match sides {
         [Some(x_min), Some(y_min), Some(x_max), Some(y_max)] => Some([x_min, y_min, x_max, y_max]),
         _ => None,
     };
-    let class_id = detection.and_then(|fields| fields.get::<i32>("label_id").ok());
+    let class_id = detection.and_then(|fields| LABEL_ID.get::<i32>(fields));
     Found {
         id: None,
         element: None,
@@ -136,7 +144,7 @@ fn object(region: &gst::MetaRef<Region>) -> Found {
         y,
         w,
         h,
-        confidence: number("confidence").map(|value| value as f32),
+        confidence: number(&CONFIDENCE).map(|value| value as f32),
         class,
         class_id: class_id.and_then(|class| u32::try_from(class).ok()),
         normalized,
