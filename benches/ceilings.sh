@@ -44,6 +44,8 @@ row() { # NAME MODEL CLIP SIZE STREAMS
 
 cargo build --release --quiet --manifest-path "$ROOT/Cargo.toml"
 eval "$("$ROOT/pipelines/setup.sh" --print-env)"
+# As a first start is.
+export YOLODETECT_MODEL_CACHE=off
 
 say '| model | pictures | streams | peak resident, MB | of which anonymous |'
 say '| --- | --- | --- | --- | --- |'

@@ -149,6 +149,7 @@ fn unsafe_code_stays_where_it_is_expected_and_says_why_it_is_sound() {
         "memory/",
         "engine/onnx",
         "engine/runtime.rs",
+        "engine/cache/system.rs",
         "preprocess/rows/avx2.rs",
         "preprocess/rows/neon.rs",
         "decode/vectors.rs",

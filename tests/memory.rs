@@ -18,8 +18,13 @@ struct Peak {
     anonymous: f64,
 }
 
-/// Runs a pipeline to its end.
+/// Runs a pipeline to its end, with no optimised model kept.
 fn peak(description: &[String]) -> Peak {
+    peak_with(NO_CACHE.1, description)
+}
+
+/// The same with those of a folder.
+fn peak_with(cache: &str, description: &[String]) -> Peak {
     let scratch = tempfile::tempdir().unwrap();
     let mut process = Command::new("gst-launch-1.0")
         .arg("-q")
@@ -27,7 +32,7 @@ fn peak(description: &[String]) -> Peak {
         .env("GST_PLUGIN_PATH", plugin_folder(scratch.path()))
         .env("GST_REGISTRY", scratch.path().join("registry"))
         .env("ORT_DYLIB_PATH", library())
-        .envs([NO_CACHE])
+        .env(NO_CACHE.0, cache)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
@@ -58,11 +63,15 @@ fn peak(description: &[String]) -> Peak {
 
 /// So many times the clip through the model, two frames of each second, in one process.
 fn streams(count: usize, clip: &str, model: &str) -> Peak {
-    let branch = format!(
+    peak(&vec![branch(clip, model); count])
+}
+
+fn branch(clip: &str, model: &str) -> String {
+    let clip = asset(&format!("clips/{clip}"));
+    format!(
         "filesrc location={} ! decodebin ! yolodetect model-file={model} max-fps=2 threads=2 ! fakesink ",
-        asset(&format!("clips/{clip}")).display(),
-    );
-    peak(&vec![branch; count])
+        clip.display()
+    )
 }
 
 #[test]
@@ -113,4 +122,30 @@ fn a_further_caller_takes_no_more_than_its_share() {
         peaks[2] - peaks[0] <= 2.0 * 45.0
     });
     assert!(within, "a further caller takes more than 45 MB");
+}
+
+#[test]
+fn a_start_from_the_cache_takes_no_more_and_holds_weights_as_pages_of_a_file() {
+    let large = shared(
+        "a_start_from_the_cache_takes_no_more_and_holds_weights_as_pages_of_a_file",
+        "models/yolo11l_shape.onnx",
+    );
+    for model in [asset("models/yolo12n.onnx")].into_iter().chain(large) {
+        let cache = tempfile::tempdir().unwrap();
+        let mut writer = Command::new(env!("CARGO_BIN_EXE_yolodetect-optimize"));
+        writer
+            .args(["--threads", "2", "--cache"])
+            .arg(cache.path())
+            .arg(&model)
+            .env("ORT_DYLIB_PATH", library());
+        assert!(writer.status().unwrap().success());
+        let entry = fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+        let weights = fs::metadata(entry.join("weights.bin")).unwrap().len() as f64 / 1e6;
+        let of = |cache: &str| peak_with(cache, &[branch("bikes.mp4", &model.display().to_string())]);
+        let (cold, warm) = (of(NO_CACHE.1), of(cache.path().to_str().unwrap()));
+        println!("{}: without {cold:.1?}, with {warm:.1?}, weights {weights:.1} MB", model.display());
+        // What is looked at every 10 ms may miss a little.
+        assert!(warm.resident <= 1.02 * cold.resident, "{warm:?} is more than {cold:?}");
+        assert!(warm.anonymous <= cold.anonymous - 0.8 * weights, "{warm:?} is not less than {cold:?}");
+    }
 }
