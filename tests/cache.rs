@@ -285,6 +285,7 @@ fn two_processes_may_write_the_same_entry() {
     let start = || {
         let mut command = Command::new(PROGRAM);
         command.arg("--cache").arg(folder.path()).arg(&model).env("ORT_DYLIB_PATH", common::library());
+        command.stdout(std::process::Stdio::null());
         command.spawn().unwrap()
     };
     for mut process in [start(), start(), start()] {
