@@ -1,5 +1,7 @@
 //! Non-maximum suppression: of boxes that overlap too much, the most confident stays.
 
+use std::array;
+
 use super::candidates::Candidate;
 use super::vectors::{Kernel, vectorised};
 use crate::detection::Rect;
@@ -94,12 +96,11 @@ impl Block {
         // Not `f32::min` and `max`: coordinates are finite, and those have to think of NaN.
         let min = |a: f32, b: f32| if a < b { a } else { b };
         let max = |a: f32, b: f32| if a > b { a } else { b };
-        let mut intersection = [0.0; LANES];
-        for lane in 0..LANES {
+        let intersection: [f32; LANES] = array::from_fn(|lane| {
             let width = max(min(self.x2[lane], rect.x2) - max(self.x1[lane], rect.x1), 0.0);
             let height = max(min(self.y2[lane], rect.y2) - max(self.y1[lane], rect.y1), 0.0);
-            intersection[lane] = width * height;
-        }
+            width * height
+        });
         // Most boxes do not meet: spare those the division.
         if !intersection.iter().fold(false, |any, intersection| any | (*intersection > 0.0)) {
             return false;

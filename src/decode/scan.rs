@@ -288,7 +288,9 @@ mod tests {
             let mark = marked[column / WORD] >> (column % WORD) & 1 == 1;
             assert!(mark == (value > threshold) || value.is_nan(), "{value} {threshold}");
         }
-        assert!(values.len() % WORD == 0 || marked[values.len() / WORD] >> (values.len() % WORD) == 0);
+        assert!(
+            values.len().is_multiple_of(WORD) || marked[values.len() / WORD] >> (values.len() % WORD) == 0
+        );
     }
 
     fn check_columns<T: Value>(values: &[T], n: usize) {
