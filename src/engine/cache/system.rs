@@ -1,8 +1,9 @@
 //! What the standard library has no call for.
 
-use std::ffi::{CStr, OsStr, c_void};
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::ptr;
 use std::time::Duration;
 
 /// The user as whom this process acts.
@@ -12,13 +13,13 @@ pub fn user() -> u32 {
 }
 
 /// The file, a library or the executable, that has what is at `address`.
-pub fn object_file(address: *const c_void) -> Option<PathBuf> {
+pub fn object_file(address: usize) -> Option<PathBuf> {
     // SAFETY: all zeros, null pointers among them, is a `Dl_info`.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: any address may be asked for; the name is the loader's own and stays while the object is loaded, which is
     // longer than this copies it.
     let name = unsafe {
-        if libc::dladdr(address, &mut info) == 0 || info.dli_fname.is_null() {
+        if libc::dladdr(ptr::without_provenance(address), &mut info) == 0 || info.dli_fname.is_null() {
             return None;
         }
         CStr::from_ptr(info.dli_fname)
@@ -47,8 +48,8 @@ mod tests {
 
     #[test]
     fn our_own_code_is_in_this_executable() {
-        let here = object_file(user as *const c_void).unwrap();
+        let here = object_file(user as *const () as usize).unwrap();
         assert_eq!(here.canonicalize().unwrap(), std::env::current_exe().unwrap().canonicalize().unwrap());
-        assert_eq!(object_file(std::ptr::null()), None);
+        assert_eq!(object_file(0), None);
     }
 }

@@ -126,7 +126,7 @@ fn room(need: u64, mut sample: Sample) -> Result<(), String> {
 
 /// The program to run.
 fn find() -> Option<PathBuf> {
-    let own = system::object_file(find as *const std::ffi::c_void);
+    let own = system::object_file(find as *const () as usize);
     let real = own.as_ref().and_then(|own| own.canonicalize().ok());
     let beside = [own, real].into_iter().flatten().filter_map(|file| Some(file.parent()?.to_path_buf()));
     let path = env::var_os("PATH").unwrap_or_default();

@@ -18,7 +18,7 @@ const LEAST_WEIGHTS: &str = "4096";
 /// file cannot be told.
 pub fn library_and_key(model_hash: u128) -> Option<(PathBuf, Key)> {
     let version = runtime::version()?;
-    let file = system::object_file(std::ptr::from_ref(ort::api()).cast())?.canonicalize().ok()?;
+    let file = system::object_file(std::ptr::from_ref(ort::api()).addr())?.canonicalize().ok()?;
     let data = fs::metadata(&file).ok()?;
     // Two builds of one version may differ.
     let library = format!("{version}, {} bytes of {}, {}", data.len(), data.mtime(), ort::info());
