@@ -20,7 +20,7 @@ find_runtime
 build_bench streams
 print_machine
 for streams in 1 8; do
-    result=$("$BENCH" "$streams" "$PAIRS" $((FRAMES / streams)) "$THREADS" | tee /dev/stderr | awk '/^ratio/ { print $2 }')
+    result=$("$BENCH" "$streams" "$PAIRS" $((FRAMES / streams)) "$THREADS" | tee -a /dev/stderr | awk '/^ratio/ { print $2 }')
     awk -v ratio="$result" -v goal="$GOAL" -v streams="$streams" 'BEGIN {
         printf "%d stream%s: %s of the bare loop, %s (goal: %s)\n\n", streams, (streams == 1) ? "" : "s", ratio,
             (ratio + 0 >= goal + 0) ? "PASS" : "below", goal }'

@@ -15,7 +15,7 @@ find_runtime() {
 # Builds a bench and sets BENCH to its executable.
 build_bench() { # NAME
     BENCH=$(cargo bench --quiet --no-run --bench "$1" --manifest-path "$ROOT/Cargo.toml" --message-format=json |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+        sed -n "s/.*\"executable\":\"\([^\"]*\/$1-[^\"]*\)\".*/\1/p" | tail -n 1)
     [ -x "$BENCH" ] || die "cargo built no bench $1"
 }
 
