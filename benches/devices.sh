@@ -13,6 +13,8 @@ set -euo pipefail
 # shellcheck source=pipelines/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
 
+# Every load is a whole one, and nobody writes a cache beside the measurement.
+export YOLODETECT_MODEL_CACHE=off
 ROUNDS=${1:-5}
 FRAMES=${2:-100}
 ORDINARY=$ASSETS/lib/libonnxruntime.so.1

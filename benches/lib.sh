@@ -5,6 +5,8 @@
 # shellcheck source=pipelines/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
 export LC_ALL=C
+# Every load is a whole one, and nobody writes a cache beside the measurement.
+export YOLODETECT_MODEL_CACHE=off
 
 # Which ONNX Runtime the benches load: the one that ORT_DYLIB_PATH names, else the fetched one.
 find_runtime() {

@@ -9,7 +9,7 @@
 //! - `callers`, `threads`: so many threads call `Run`, each run on so many threads;
 //! - `pattern`, `arena`: 0 or 1; `level`: disable, basic, extended, layout or all; `parallel`: nodes at a time;
 //! - `growth=requested`: the arena grows by what is asked for, not by powers of two;
-//! - any name with a dot: a configuration entry of the session;
+//! - any name with a dot: a configuration entry of the session; without a value as ONNX Runtime has it;
 //! - `runs`, `warm`: of each caller; `pause`: milliseconds between two runs, as with a live stream;
 //! - `beside=1`: another thread does what a decoder does to memory, as fast as it can;
 //! - `write`: only write the optimised model there, in the format that its ending (`.onnx`, `.ort`) says.
@@ -78,11 +78,18 @@ impl Case {
                 "pause" => case.pause = Duration::from_millis(number() as u64),
                 "beside" => case.beside = number() == 1,
                 "write" => case.write = Some(value.into()),
-                entry if entry.contains('.') => case.options.entries.push((entry.into(), value.into())),
+                entry if entry.contains('.') => set(&mut case.options, entry, value),
                 _ => panic!("what is {name}?"),
             }
         }
         case
+    }
+}
+
+fn set(options: &mut Options, key: &str, value: &str) {
+    options.entries.retain(|(known, _)| known != key);
+    if !value.is_empty() {
+        options.entries.push((key.into(), value.into()));
     }
 }
 

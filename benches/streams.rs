@@ -237,7 +237,13 @@ fn main() {
     let (streams, pairs, frames, threads) = (number(8), number(7), number(12), number(cores));
     let hint = arguments.next().unwrap_or_else(|| "auto".into());
     // SAFETY: before any other thread is started.
-    unsafe { env::set_var("ORT_DYLIB_PATH", asset("lib/libonnxruntime.so.1")) };
+    unsafe {
+        if env::var_os("ORT_DYLIB_PATH").is_none() {
+            env::set_var("ORT_DYLIB_PATH", asset("lib/libonnxruntime.so.1"));
+        }
+        // The bare side loads the model itself too.
+        env::set_var("YOLODETECT_MODEL_CACHE", "off");
+    }
     gst::init().unwrap();
     gstyolodetect::plugin_register_static().unwrap();
     let film = Film::decode(60);

@@ -8,6 +8,7 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 use thiserror::Error;
@@ -53,11 +54,19 @@ pub struct AllocError {
 
 /// Zeroed bytes on a cache line's boundary, freed on drop, and what is painted in each frame's place.
 struct Memory {
-    margins: Box<[UnsafeCell<Margin>]>,
+    places: Box<[Place]>,
     start: NonNull<u8>,
     /// What was allocated, in which `start` lies.
     block: NonNull<u8>,
     layout: AllocLayout,
+}
+
+/// One frame's.
+#[derive(Default)]
+struct Place {
+    /// Whether a slot is out.
+    taken: AtomicBool,
+    margin: UnsafeCell<Margin>,
 }
 
 /// The widest vector load there is (AVX-512), and a cache line.
@@ -83,8 +92,8 @@ impl Memory {
         let block = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes })?;
         // SAFETY: less than ALIGNMENT, by which the block is larger than what is used.
         let start = unsafe { block.add(block.align_offset(ALIGNMENT)) };
-        let margins = (0..frames).map(|_| UnsafeCell::default()).collect();
-        Ok(Self { margins, start, block, layout })
+        let places = (0..frames).map(|_| Place::default()).collect();
+        Ok(Self { places, start, block, layout })
     }
 }
 
@@ -121,11 +130,15 @@ impl BatchTensor {
 
     /// Hands out frame `index` for filling.
     ///
-    /// `&mut self` keeps anyone from reading while slots are handed out; the owner must not give the same
-    /// index out twice, nor use the tensor in any other way, before the slot is dropped (checked: see
-    /// [`Self::all_slots_returned`]).
+    /// `&mut self` keeps anyone from reading while slots are handed out; the owner uses the tensor in no other way before
+    /// they are dropped (see [`Self::all_slots_returned`]).
+    ///
+    /// # Panics
+    /// Where the frame's slot is out, or there is no such frame.
     pub fn slot(&mut self, index: usize) -> TensorSlot {
         assert!(index < self.capacity, "slot {index} of {}", self.capacity);
+        let taken = self.input.places[index].taken.swap(true, Ordering::Acquire);
+        assert!(!taken, "slot {index} is out");
         TensorSlot { memory: self.input.clone(), index, extent: self.extent }
     }
 
@@ -138,7 +151,7 @@ impl BatchTensor {
     /// it may be written over.
     pub fn input_bytes(&mut self) -> Option<&mut [u8]> {
         let memory = Arc::get_mut(&mut self.input)?;
-        memory.margins.iter_mut().for_each(|margin| *margin.get_mut() = Margin::default());
+        memory.places.iter_mut().for_each(|place| *place.margin.get_mut() = Margin::default());
         // SAFETY: the memory is ours, of this length and initialised; with no slot out (`get_mut`), `&mut
         // self` makes the access exclusive.
         Some(unsafe {
@@ -154,12 +167,18 @@ pub struct TensorSlot {
     extent: FrameExtent,
 }
 
+impl Drop for TensorSlot {
+    fn drop(&mut self) {
+        self.memory.places[self.index].taken.store(false, Ordering::Release);
+    }
+}
+
 impl TensorSlot {
     /// The frame's values, `[3, height, width]`, and what is painted around the picture there.
     pub fn tensor(&mut self) -> FrameTensor<'_> {
         let FrameExtent { element, len } = self.extent;
-        // SAFETY: within the memory (checked when the slot was made), aligned, initialised; no other slot has
-        // this index, and the tensor's owner reads only once every slot is gone.
+        // SAFETY: within the memory and the only slot of this index (both checked when it was made), aligned, initialised;
+        // and the tensor's owner reads only once every slot is gone.
         let values = unsafe {
             let start = self.memory.start.as_ptr().add(self.index * self.extent.bytes());
             match element {
@@ -168,7 +187,7 @@ impl TensorSlot {
             }
         };
         // SAFETY: as above, of the mark with this index.
-        let margin = unsafe { &mut *self.memory.margins[self.index].get() };
+        let margin = unsafe { &mut *self.memory.places[self.index].margin.get() };
         FrameTensor { values, margin }
     }
 }
@@ -176,6 +195,15 @@ impl TensorSlot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "slot 1 is out")]
+    fn a_slot_that_is_out_is_not_given_again() {
+        let mut batch = BatchTensor::new(2, FrameExtent { element: Element::F32, len: 3 }).unwrap();
+        drop(batch.slot(1));
+        let _first = batch.slot(1);
+        batch.slot(1);
+    }
 
     #[test]
     fn slots_are_disjoint_and_the_whole_is_reachable_only_without_them() {

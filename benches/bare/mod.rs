@@ -35,7 +35,9 @@ impl Default for Options {
             arena: true,
             parallel: None,
             level: GraphOptimizationLevel::All,
-            entries: vec![("session.use_env_allocators".into(), "1".into())],
+            entries: [("session.use_env_allocators", "1"), ("session.intra_op.spin_duration_us", "50")]
+                .map(|(key, value)| (key.into(), value.into()))
+                .into(),
         }
     }
 }

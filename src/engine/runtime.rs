@@ -6,14 +6,14 @@
 use std::env;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use libloading::Library;
 use once_cell::sync::OnceCell;
 use ort::environment::Environment;
-use ort::logging::LogLevel;
+use ort::logging::LoggerFunction;
 use parking_lot::Mutex;
 
 use super::{EngineError, EngineErrorKind};
@@ -146,11 +146,17 @@ fn load(library: &Path) -> Result<(Environment, String), EngineError> {
     if exiting() {
         return Err(too_late());
     }
-    let environment = builder.with_name("yolodetect").with_telemetry(false).build().map_err(|error| {
-        refuse(format!("the ONNX Runtime library {} does not start", path.display()), error.to_string())
-    })?;
-    // What goes wrong is reported by us; ONNX Runtime would print it to stderr as well.
-    environment.set_log_level(LogLevel::Fatal);
+    // What goes wrong is reported by us; ONNX Runtime would print it to stderr as well. Where an application has made the
+    // environment before, that keeps its own.
+    let silent: LoggerFunction = Arc::new(|_, _, _, _, _| ());
+    let environment = builder
+        .with_name("yolodetect")
+        .with_telemetry(false)
+        .with_logger(silent)
+        .build()
+        .map_err(|error| {
+            refuse(format!("the ONNX Runtime library {} does not start", path.display()), error.to_string())
+        })?;
     Ok((environment, version))
 }
 

@@ -37,7 +37,8 @@ pub(super) fn open(
     check(device)?;
     let mut builder = prepare(builder, device, &options.plan).map_err(|error| why_refused(device, &error))?;
     builder.commit_from_file(&options.model).map_err(|error| {
-        let text = error.to_string();
+        // The file may lie in a folder of any name.
+        let text = error.to_string().replace(&options.model.display().to_string(), "");
         let what = if text.contains(LEFT_OVER) {
             format!("OpenVINO's device {device} does not take all of its operators: use device=cpu")
         } else if text.contains("OpenVINO") {
@@ -114,8 +115,8 @@ fn why_refused(device: &str, error: &ort::Error) -> EngineError {
     EngineError::new(
         EngineErrorKind::Settings,
         format!(
-            "device=openvino:{device} is not there: OpenVINO finds no such device, or no driver or plugin for it; \
-             device=cpu needs none"
+            "device=openvino:{device} is not there: OpenVINO finds no such device, or no driver or plugin for it, or is older \
+             than that of onnxruntime-openvino 1.24; device=cpu needs none"
         ),
         error,
     )

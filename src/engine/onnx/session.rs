@@ -50,6 +50,9 @@ fn builder(
     // No memory pattern: it reserves 20–30 MB more with a nano model (120 MB with a large one) for no gain.
     Ok(Session::builder(environment)?
         .with_memory_pattern(false)?
+        // Between two parts of a run its threads wait in a loop, which where a core is wanted by somebody else burns the time of
+        // the thread that they wait for: docs/runtime-options.md. In microseconds; older versions know only all or nothing.
+        .with_config_entry("session.intra_op.spin_duration_us", "50")?
         // What goes wrong is reported by us; ONNX Runtime would print each failed run to stderr as well.
         // An application that shares ONNX Runtime with us may have bounded its arena; by default there is none of these.
         .with_env_allocators()?
