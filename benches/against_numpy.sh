@@ -19,7 +19,7 @@ cargo bench --quiet --bench decode --no-run --message-format=json >"$SCRATCH/bui
 bench=$("$PYTHON" -c '
 import json, sys
 built = [json.loads(line) for line in open(sys.argv[1])]
-print([one["executable"] for one in built if one.get("executable")][-1])' "$SCRATCH/build.json")
+print([one["executable"] for one in built if one.get("executable") and one["target"]["name"] == "decode"][-1])' "$SCRATCH/build.json")
 
 # The clip's first frame; the other street is a photograph.
 gst-launch-1.0 -q filesrc "location=$ASSETS/clips/bikes.mp4" ! decodebin ! videoconvert ! pngenc snapshot=true \
