@@ -50,6 +50,8 @@ print_env() {
     [ -f "$library" ] || warn "$library is not there yet: run pipelines/setup.sh$option"
     [ -f "$release/libgstyolodetect.so" ] || warn "the plugin is not built yet: run cargo build --release"
     printf 'export ORT_DYLIB_PATH=%q\n' "$library"
+    # ONNX Runtime would keep a database in the user's cache folder.
+    printf 'export ORT_DISABLE_TELEMETRY=1\n'
     # What the user already has there stays, behind ours; expanded where the line is evaluated.
     # shellcheck disable=SC2016
     printf 'export GST_PLUGIN_PATH=%q${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}\n' "$release"
