@@ -441,6 +441,6 @@ fn a_model_with_weights_in_other_files_is_not_kept() {
     let output = optimize(&["--cache", cache.to_str().unwrap(), entry.join("graph.onnx").to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("cannot optimise it"), "{said}");
+    assert!(said.contains("further files"), "{said}");
     assert!(names(&cache).is_empty());
 }

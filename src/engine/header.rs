@@ -3,7 +3,7 @@
 //! Only for an estimate: whatever is not as expected is `None`, and ONNX Runtime has the last word.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Cursor};
 use std::path::Path;
 
 use crate::tensor::Element;
@@ -47,6 +47,51 @@ fn find<R: BufRead + io::Seek>(reader: &mut Reader<R>, end: u64, path: &[u64]) -
         reader.finish(&field.1)?;
     }
     None
+}
+
+/// Fields on the way to tensors: `ModelProto.graph`, then `GraphProto.initializer`, or `GraphProto.node`,
+/// `NodeProto.attribute`, `AttributeProto.t`.
+const TENSORS: [&[u64]; 2] = [&[7, 5], &[7, 1, 5, 5]];
+const EXTERNAL_DATA: u64 = 13;
+const DATA_LOCATION: u64 = 14;
+const EXTERNAL: u64 = 1;
+
+/// Whether values of the model, an ONNX file's content, are in further files. `None` for what is no ONNX file.
+pub fn has_external_data(model: &[u8]) -> Option<bool> {
+    let is_external = |number, value: &Value| match value {
+        Value::Number(value) => number == DATA_LOCATION && *value == EXTERNAL,
+        Value::Message(_) => number == EXTERNAL_DATA,
+    };
+    for path in TENSORS {
+        let mut reader = Reader { from: Cursor::new(model), at: 0 };
+        if any(&mut reader, model.len() as u64, path, &is_external)? {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+/// Whether a field is `wanted` of any of the messages that `path` leads to from one that ends at `end`.
+fn any<R: BufRead + io::Seek>(
+    reader: &mut Reader<R>,
+    end: u64,
+    path: &[u64],
+    wanted: &impl Fn(u64, &Value) -> bool,
+) -> Option<bool> {
+    while let Some((number, value)) = reader.field(end)? {
+        let found = match (path.split_first(), &value) {
+            (None, value) => wanted(number, value),
+            (Some((first, rest)), Value::Message(end)) if number == *first => {
+                any(reader, *end, rest, wanted)?
+            }
+            _ => false,
+        };
+        if found {
+            return Some(true);
+        }
+        reader.finish(&value)?;
+    }
+    Some(false)
 }
 
 fn tensor<R: BufRead + io::Seek>(reader: &mut Reader<R>, end: u64) -> Option<InputHeader> {
@@ -141,7 +186,6 @@ impl<R: BufRead + io::Seek> Reader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Cursor;
 
     fn message(number: u8, content: &[u8]) -> Vec<u8> {
         let mut bytes = vec![number << 3 | 2, content.len() as u8];
@@ -181,6 +225,26 @@ mod tests {
     }
 
     #[test]
+    fn values_in_further_files_are_found() {
+        let small = message(5, &[message(8, b"w"), message(9, &[1; 8])].concat());
+        let located = message(13, &[message(1, b"location"), message(2, b"/w.bin")].concat());
+        let model = |graph: &[&[u8]]| [vec![1 << 3, 8], message(7, &graph.concat())].concat();
+        let constant =
+            |tensor: &[u8]| message(1, &message(5, &[message(1, b"value"), tensor.to_vec()].concat()));
+        for (graph, external) in [
+            (model(&[&small, &small]), Some(false)),
+            (model(&[&small, &message(5, &located)]), Some(true)),
+            (model(&[&message(5, &[14 << 3, 1])]), Some(true)),
+            (model(&[&message(5, &[14 << 3, 0])]), Some(false)),
+            (model(&[&constant(&small)]), Some(false)),
+            (model(&[&constant(&message(5, &located))]), Some(true)),
+            (b"garbage".to_vec(), None),
+        ] {
+            assert_eq!(has_external_data(&graph), external, "{graph:?}");
+        }
+    }
+
+    #[test]
     fn any_bytes_are_borne() {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..20_000 {
@@ -188,6 +252,7 @@ mod tests {
                 .map(|_| *random.choice(&[58, 90, 18, 10, 8, 2, 0, 255, 200]).unwrap())
                 .collect();
             parse(&bytes);
+            has_external_data(&bytes);
         }
         assert_eq!(read(Path::new("/nowhere")), None);
     }

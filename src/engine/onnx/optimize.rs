@@ -9,7 +9,7 @@ use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 
 use crate::engine::cache::{Key, entry, key, system};
-use crate::engine::{EngineError, EngineErrorKind, runtime};
+use crate::engine::{EngineError, EngineErrorKind, header, runtime};
 
 /// Bytes; smaller ones stay in the graph. Each of the others is mapped by itself, which takes a page at the least.
 const LEAST_WEIGHTS: &str = "4096";
@@ -27,10 +27,14 @@ pub fn library_and_key(model_hash: u128) -> Option<(PathBuf, Key)> {
 
 /// Writes graph and weights of the `model`, an ONNX file's content, into `folder`.
 ///
-/// A model that has weights in further files is refused: its hash does not tell when those change. They are looked for in the
-/// current folder, which should be an empty one.
+/// A model that has weights in further files is refused: its hash does not tell when those change. Those that are not found
+/// all the same, ONNX Runtime looks for in the current folder, which should be an empty one.
 pub fn optimize(library: Option<&Path>, model: &[u8], folder: &Path) -> Result<(), EngineError> {
     let environment = runtime::environment(library)?;
+    if header::has_external_data(model) == Some(true) {
+        let message = "it has weights in further files, whose changes would not be noticed";
+        return Err(EngineError::new(EngineErrorKind::ModelUnsupported, message, ""));
+    }
     let write = || -> ort::Result<Session> {
         Session::builder(environment)?
             .with_intra_threads(1)?
