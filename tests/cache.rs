@@ -7,7 +7,7 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -17,13 +17,14 @@ use common::{
 use gst::prelude::*;
 use gstyolodetect::batch::{Ledger, Need};
 use gstyolodetect::decode::OutputRef;
-use gstyolodetect::engine::cache::{Entry, Key};
+use gstyolodetect::engine::cache::{Entry, Key, Readers, Rejected, entry};
 use gstyolodetect::engine::device::Device;
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions, optimize};
 use gstyolodetect::engine::plan::Plan;
 use gstyolodetect::engine::{Engine, hash, runtime};
 use gstyolodetect::memory::budget::HOST;
 use gstyolodetect::tensor::BatchTensor;
+use parking_lot::Mutex;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_yolodetect-optimize");
 
@@ -52,7 +53,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A pipeline with one element, started and with its first frame through.
 struct Start {
     detect: Detect,
-    posted: std::sync::Arc<parking_lot::Mutex<Posted>>,
+    posted: Arc<Mutex<Posted>>,
     boxes: Vec<Seen>,
 }
 
@@ -109,6 +110,10 @@ fn fill(cache: &Path, models: &[&str]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
 fn names(cache: &Path) -> HashSet<String> {
     fs::read_dir(cache).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
 }
@@ -123,23 +128,17 @@ fn the_first_start_has_an_entry_written_that_the_next_one_uses() {
         let cold = Start::new(&model, &properties);
         assert!(!cold.is_cached());
         let entry = until_there(&cache, &model);
-        let held = |start: &Start| {
-            let (engine, field) = (start.engine(), |name: &str| start.engine().get::<u64>(name).unwrap());
-            (
-                field("bytes"),
-                field("model-bytes"),
-                field("arena-bytes"),
-                engine.get::<String>("device").unwrap(),
-            )
-        };
-        let (boxes, before) = (cold.boxes.clone(), held(&cold));
+        let device = |start: &Start| start.engine().get::<String>("device").unwrap();
+        let (boxes, before) = (cold.boxes.clone(), device(&cold));
         drop(cold);
         let warm = Start::new(&model, &properties);
         assert!(warm.is_cached(), "{name}");
-        assert_eq!((&warm.boxes, held(&warm)), (&boxes, before), "{name}");
+        assert_eq!((&warm.boxes, device(&warm)), (&boxes, before), "{name}");
         assert!(!boxes.is_empty(), "{name}");
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&cache), mode(entry.folder())), (0o700, 0o700));
+        let bytes = |name: &str| warm.engine().get::<u64>(name).unwrap();
+        // Measured by the process that wrote it.
+        assert_eq!(bytes("model-bytes"), entry.figures().model);
+        assert_eq!((mode(&cache), mode(entry.folder()), mode(&entry.graph())), (0o700, 0o700, 0o600));
         assert_eq!(names(&cache).len(), 1, "nothing else is left");
     }
 }
@@ -213,6 +212,74 @@ fn figures_of_an_earlier_load_stand_in_for_runs_of_the_same_kind_alone() {
     assert_eq!(other_threads.figures().outputs, known.outputs);
     let batch = load(&model, Some(&entry), 4, 4);
     assert_eq!((batch.figures().frames, batch.figures().outputs[0].dims[0]), (4, 4));
+    let wide = folder.path().join("wide");
+    fill(&wide, &["--threads", "2", "--max-batch", "4", &model]);
+    let entry = Entry::open(&wide, &key(&model)).unwrap();
+    assert_eq!(entry.figures().frames, 4);
+    assert_eq!(load(&model, Some(&entry), 2, 4).figures(), entry.figures());
+}
+
+#[test]
+fn a_sound_entry_that_cannot_be_used_is_written_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path();
+    let model = own_tiny("v8", "cache-unusable");
+    init();
+    fill(cache, &[&model]);
+    let (place, figures) = {
+        let sound = Entry::open(cache, &key(&model)).unwrap();
+        (sound.folder().to_path_buf(), sound.figures().clone())
+    };
+    fs::remove_file(place.join("manifest")).unwrap();
+    fs::write(place.join("graph.onnx"), b"no graph").unwrap();
+    entry::complete(&place, &key(&model), &figures, Readers::Nobody).unwrap();
+    assert!(Entry::open(cache, &key(&model)).is_ok());
+    // Starts another one from within the first one's start, as an application may that is told of it.
+    let detect = Detect::new(&format!("model-file={model} model-cache={}", cache.display()));
+    let (other, told) = (own_tiny("yolox", "cache-unusable"), Arc::new(Mutex::new(None)));
+    let started = told.clone();
+    detect.pipeline.bus().set_sync_handler(move |_, message| {
+        if let gst::MessageView::Warning(warning) = message.view()
+            && started.lock().is_none()
+        {
+            *started.lock() = Some(warning.error().to_string());
+            drop(Start::new(&other, "model-cache=off"));
+        }
+        gst::BusSyncReply::Pass
+    });
+    let mut cold = Start { posted: Default::default(), boxes: Vec::new(), detect };
+    cold.boxes = cold.detect.step(&frame()).boxes;
+    assert!(!cold.is_cached() && !cold.boxes.is_empty());
+    let told = told.lock().clone().unwrap();
+    assert!(told.contains("cannot be used"), "{told}");
+    assert!(matches!(Entry::open(cache, &key(&model)), Err(Rejected::Missing)), "it is gone at once");
+    until_there(cache, &model);
+    let boxes = std::mem::take(&mut cold.boxes);
+    drop(cold);
+    let warm = Start::with(&model, cache);
+    assert_eq!((warm.is_cached(), &warm.boxes), (true, &boxes));
+}
+
+#[test]
+fn what_is_prepared_by_hand_is_for_every_user_and_for_relative_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["v8", "v5"] {
+        fs::copy(tiny(name), folder.path().join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(common::library(), folder.path().join("library.so")).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["--cache", "cache", "--onnxruntime-library", "library.so", "v8", "v5"]);
+    let output = command.current_dir(folder.path()).env_remove("ORT_DYLIB_PATH").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let cache = folder.path().join("cache");
+    assert_eq!((names(&cache).len(), names(folder.path()).len()), (2, 4));
+    for name in ["v8", "v5"] {
+        let entry = Entry::open(&cache, &key(&tiny(name))).unwrap();
+        assert_eq!(mode(entry.folder()), 0o755);
+        for file in names(entry.folder()) {
+            assert_eq!(mode(&entry.folder().join(&file)), 0o644, "{file}");
+        }
+    }
 }
 
 #[test]
@@ -260,7 +327,9 @@ fn another_model_s_entry_is_not_used() {
     until_there(cache, &model);
     // The file's content counts, not its name.
     fs::copy(&other, &model).unwrap();
-    assert!(!Start::with(&model, cache).is_cached());
+    let start = Start::with(&model, cache);
+    assert!(!start.is_cached());
+    until_there(cache, &model);
 }
 
 #[test]
@@ -303,7 +372,7 @@ fn a_cache_that_cannot_be_written_to_costs_nothing_but_a_warning() {
     for place in [file.as_path(), &file.join("below"), Path::new("/proc/yolodetect")] {
         let start = Start::with(&own_tiny("v8", "cache-place"), place);
         assert!(!start.is_cached() && !start.boxes.is_empty());
-        start.until_warned("yolodetect-optimize failed");
+        start.until_warned("it cannot be written");
     }
     assert_eq!(fs::read(&file).unwrap(), b"");
 }
@@ -362,7 +431,7 @@ fn a_program_that_fails_crashes_or_is_none_is_borne() {
     let test = "a_program_that_fails_crashes_or_is_none_is_borne";
     if !common::is_child() {
         for (text, said) in [
-            ("#!/bin/sh\necho something is wrong >&2\nexit 3\n", "exit status: 3"),
+            ("#!/bin/sh\necho first >&2\necho wrong >&2\nexit 3\n", "failed (exit status: 3): wrong"),
             ("#!/bin/sh\nkill -SEGV $$\n", "signal: 11"),
             ("no program", "does not start"),
             ("#!/nowhere\n", "does not start"),
@@ -380,6 +449,27 @@ fn a_program_that_fails_crashes_or_is_none_is_borne() {
 }
 
 #[test]
+fn what_failed_is_not_tried_again_the_same_day() {
+    let test = "what_failed_is_not_tried_again_the_same_day";
+    if !common::is_child() {
+        let folder = stand_in("#!/bin/sh\necho tried >> \"${0%/*}/count\"\nexit 3\n");
+        in_own_process_with(test, &[("PATH", folder.path().to_str().unwrap())]);
+        assert_eq!(fs::read_to_string(folder.path().join("count")).unwrap(), "tried\ntried\n");
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let model = own_tiny("v8", "cache-again");
+    let failed = cache.path().join(key(&model).name() + ".failed");
+    for said in ["exit status: 3", "less than a day ago", "exit status: 3"] {
+        Start::with(&model, cache.path()).until_warned(said);
+        assert!(fs::read_to_string(&failed).unwrap().contains("exit status: 3"));
+        if said != "exit status: 3" {
+            fs::remove_file(&failed).unwrap();
+        }
+    }
+}
+
+#[test]
 fn an_application_that_waits_for_no_child_gets_its_entry_too() {
     let path = Path::new(PROGRAM).parent().unwrap().to_str().unwrap();
     if !in_own_process_with("an_application_that_waits_for_no_child_gets_its_entry_too", &[("PATH", path)]) {
@@ -392,6 +482,12 @@ fn an_application_that_waits_for_no_child_gets_its_entry_too() {
     let start = Start::with(&model, cache.path());
     until_there(cache.path(), &model);
     assert!(start.posted.lock().warnings.is_empty());
+    // Where none comes, that is seen.
+    let lost = tempfile::tempdir().unwrap();
+    let model = own_tiny("v5", "cache-sigchld");
+    let start = Start::with(&model, lost.path());
+    fs::write(&model, "another").unwrap();
+    start.until_warned("of an entry, there is none");
 }
 
 #[test]
@@ -408,7 +504,8 @@ fn by_hand_the_program_says_what_it_did_and_what_is_wrong() {
         (2, &["--wrong", &v8], "there is no option --wrong"),
         (2, &["--limit", "much", &v8], "--limit much is not a number"),
         (2, &["--key", "1", &v8, &v5], "a single model"),
-        (2, &["--figures", "{}", &v8], "--figures"),
+        (2, &["--warm-run", "long", &v8], "--warm-run long is not a number"),
+        (2, &["--head", "v9", &v8], "--head v9 is none"),
         (1, &[&v8], "name a folder with --cache"),
         (1, &["--cache", place, "/nowhere.onnx"], "/nowhere.onnx: it cannot be read"),
         (1, &["--cache", place, "--onnxruntime-library", "/nowhere.so", &v8], "/nowhere.so"),

@@ -6,21 +6,25 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf, absolute};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use gstyolodetect::batch::Ledger;
-use gstyolodetect::engine::cache::{Entry, Figures, place, store, system, writer};
+use gstyolodetect::decode::Head;
+use gstyolodetect::engine::cache::{Entry, Figures, Readers, place, store, system, writer};
 use gstyolodetect::engine::device::Device;
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions, optimize};
 use gstyolodetect::engine::plan::{Hint, Plan};
-use gstyolodetect::engine::{hash, runtime};
-use gstyolodetect::memory::budget::HOST;
+use gstyolodetect::engine::{Engine, hash, runtime};
+use gstyolodetect::memory::{self, budget::HOST};
+use gstyolodetect::tensor::BatchTensor;
 
 const USAGE: &str = "\
 Usage: yolodetect-optimize [OPTION]... MODEL...
 
 Writes the form that ONNX Runtime optimises each MODEL (an ONNX file) to into the
 cache that the GStreamer element yolodetect starts from. What is there already and
-sound stays as it is.
+sound stays as it is. Every user may read what is written; an element uses what is
+its own user's or root's.
 
   --cache FOLDER              the element's model-cache (otherwise the environment
                               variable YOLODETECT_MODEL_CACHE, then yolodetect in
@@ -28,14 +32,19 @@ sound stays as it is.
   --onnxruntime-library FILE  the element's (otherwise the environment variable
                               ORT_DYLIB_PATH, then the loader's path)
   --threads N                 the element's (0: one per processor, the default)
+  --max-batch N               the element's: with more frames than this (default 1),
+                              it runs the model once more when it starts
+  --head HEAD                 the element's, where the model does not say it: v5, v8,
+                              end2end or yolox
   --limit MB                  most that the cache may hold, in 10^6 bytes; what was
                               not used for longest goes (default 2000)
   --help                      this text
 
 The element itself adds:
-  --background                at a low priority, for two minutes at most
+  --background                at a low priority, for two minutes at most, and for
+                              nobody else to read
   --key KEY                   the one entry that is wanted; nothing else is written
-  --figures JSON              what is known of the model: it is not run
+  --warm-run NS               how long a run takes, which a low priority does not tell
 
 Exit status: 0 when every model is in the cache, 1 when one is not, 2 for wrong use.
 ";
@@ -45,16 +54,18 @@ struct Arguments {
     cache: Option<PathBuf>,
     library: Option<PathBuf>,
     threads: usize,
+    max_batch: usize,
+    head: Option<Head>,
     limit: Option<u64>,
     background: bool,
     key: Option<String>,
-    figures: Option<Figures>,
+    warm_run: Option<Duration>,
     models: Vec<PathBuf>,
 }
 
 /// `None` where help is asked for.
 fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Arguments>, String> {
-    let mut parsed = Arguments::default();
+    let mut parsed = Arguments { max_batch: 1, ..Default::default() };
     let mut only_models = false;
     while let Some(argument) = arguments.next() {
         let name = argument.to_string_lossy().into_owned();
@@ -71,15 +82,19 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Argumen
             "--cache" => parsed.cache = Some(value()?.into()),
             "--onnxruntime-library" => parsed.library = Some(value()?.into()),
             "--threads" => parsed.threads = number(&name, &text(value()?)?)?,
+            "--max-batch" => parsed.max_batch = number(&name, &text(value()?)?)?,
+            "--head" => {
+                let nick = text(value()?)?;
+                let head = Head::ALL.into_iter().find(|head| head.nick() == nick);
+                parsed.head = Some(head.ok_or_else(|| format!("--head {nick} is none"))?);
+            }
             "--limit" => {
                 let megabytes: u64 = number(&name, &text(value()?)?)?;
                 parsed.limit = Some(megabytes.saturating_mul(1_000_000));
             }
             "--key" => parsed.key = Some(text(value()?)?),
-            "--figures" => {
-                let figures = serde_json::from_str(&text(value()?)?).ok();
-                let figures = figures.as_ref().and_then(Figures::from_json);
-                parsed.figures = Some(figures.ok_or("--figures are not those of a model")?);
+            "--warm-run" => {
+                parsed.warm_run = Some(Duration::from_nanos(number(&name, &text(value()?)?)?));
             }
             _ => return Err(format!("there is no option {name}")),
         }
@@ -87,8 +102,8 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Argumen
     match parsed.models.len() {
         0 => Err("no model is named".into()),
         1 => Ok(Some(parsed)),
-        _ if parsed.key.is_some() || parsed.figures.is_some() => {
-            Err("--key and --figures are those of a single model".into())
+        _ if parsed.key.is_some() || parsed.warm_run.is_some() => {
+            Err("--key and --warm-run are those of a single model".into())
         }
         _ => Ok(Some(parsed)),
     }
@@ -99,7 +114,8 @@ fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, String> {
 }
 
 fn main() -> ExitCode {
-    let arguments = match parse(env::args_os().skip(1)) {
+    let parsed = parse(env::args_os().skip(1)).and_then(|parsed| parsed.map(Arguments::absolute).transpose());
+    let arguments = match parsed {
         Ok(Some(arguments)) => arguments,
         Ok(None) => {
             print!("{USAGE}");
@@ -126,55 +142,77 @@ fn main() -> ExitCode {
     exit
 }
 
+impl Arguments {
+    /// With paths that mean the same whatever the current folder is.
+    fn absolute(self) -> Result<Self, String> {
+        let whole = |path: PathBuf| absolute(&path).map_err(|error| format!("{}: {error}", path.display()));
+        Ok(Self {
+            cache: self.cache.or_else(|| place::folder(None)).map(whole).transpose()?,
+            library: self.library.map(whole).transpose()?,
+            models: self.models.into_iter().map(whole).collect::<Result<_, _>>()?,
+            ..self
+        })
+    }
+}
+
 fn cache(model: &Path, arguments: &Arguments) -> Result<String, String> {
-    let whole = |path: &Path| absolute(path).map_err(|error| format!("{}: {error}", path.display()));
-    let folder = match &arguments.cache {
-        Some(folder) => folder.clone(),
-        None => place::folder(None).ok_or("there is no cache: name a folder with --cache")?,
-    };
-    let (folder, model) = (whole(&folder)?, whole(model)?);
-    let library = arguments.library.as_deref().map(whole).transpose()?;
-    runtime::environment(library.as_deref()).map_err(|error| error.to_string())?;
+    let folder = arguments.cache.as_deref().ok_or("there is no cache: name a folder with --cache")?;
+    let library = arguments.library.as_deref();
+    runtime::environment(library).map_err(|error| error.to_string())?;
     // What is hashed is what is optimised, whatever becomes of the file.
-    let content = fs::read(&model).map_err(|error| format!("it cannot be read: {error}"))?;
+    let content = fs::read(model).map_err(|error| format!("it cannot be read: {error}"))?;
     let (_, key) =
         optimize::library_and_key(hash::of(&content)).ok_or("ONNX Runtime does not say which file it is")?;
     if arguments.key.as_ref().is_some_and(|wanted| *wanted != key.name()) {
         return Err("it is not the model, or this is not the ONNX Runtime, that is asked for".into());
     }
     let place = folder.join(key.name());
-    if Entry::open(&folder, &key).is_ok() {
+    if Entry::open(folder, &key).is_ok() {
         return Ok(format!("{} is sound", place.display()));
     }
-    let figures = match &arguments.figures {
-        Some(figures) => figures.clone(),
-        None => measure(&model, library.as_deref(), arguments.threads)?,
-    };
+    // First, while this process has not had memory that it would take again.
+    let figures = load(model, arguments, None)?.figures().clone();
+    let figures = Figures { warm_run: arguments.warm_run.unwrap_or(figures.warm_run), ..figures };
+    memory::return_free_heap();
     let failed = |error: std::io::Error| format!("{} cannot be written: {error}", place.display());
-    let draft = store::Draft::new(&folder).map_err(failed)?;
+    let readers = if arguments.background { Readers::Nobody } else { Readers::Everybody };
+    let draft = store::Draft::new(folder, readers).map_err(failed)?;
     // Where a model that is not whole would look for its weights.
     env::set_current_dir(draft.folder()).map_err(failed)?;
-    let written = optimize::optimize(library.as_deref(), &content, draft.folder());
+    let written = optimize::optimize(library, &content, draft.folder());
     let _ = env::set_current_dir("/");
     written.map_err(|error| error.to_string())?;
-    draft.publish(&key, &figures).map_err(failed)?;
-    store::tidy(&folder, arguments.limit.unwrap_or(store::LIMIT), &key).map_err(failed)?;
-    Ok(format!("{} is new", place.display()))
+    drop(content);
+    draft.complete(&key, &figures).map_err(failed)?;
+    let entry = Entry::at(draft.folder().into(), &key).map_err(|rejected| rejected.to_string())?;
+    run(&load(model, arguments, Some(&entry))?)?;
+    draft.publish(&key).map_err(failed)?;
+    let untidy = store::tidy(folder, arguments.limit.unwrap_or(store::LIMIT), &key).err();
+    let untidy = untidy.map(|error| format!("; what is old stays: {error}")).unwrap_or_default();
+    Ok(format!("{} is new{untidy}", place.display()))
 }
 
-/// Loads the model as the element does.
-fn measure(model: &Path, library: Option<&Path>, threads: usize) -> Result<Figures, String> {
-    let threads = match threads {
+/// Loads the model as the element does, from the `entry` where there is one.
+fn load(model: &Path, arguments: &Arguments, entry: Option<&Entry>) -> Result<OnnxEngine, String> {
+    let threads = match arguments.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
     let options = SessionOptions {
         model: model.into(),
-        library: library.map(Into::into),
-        head: None,
+        library: arguments.library.clone(),
+        head: arguments.head,
         device: Device::Cpu,
         plan: Plan::new(Hint::Auto, threads, 1),
     };
-    let engine = OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "model"));
-    engine.map(|engine| engine.figures().clone()).map_err(|error| error.to_string())
+    let mut ledger = Ledger::new(&HOST, "model");
+    OnnxEngine::load_from(&options, entry, arguments.max_batch, &mut ledger)
+        .map_err(|error| error.to_string())
+}
+
+/// Once, which figures may have stood in for.
+fn run(engine: &OnnxEngine) -> Result<(), String> {
+    let frames = engine.spec().batch.capacity(1);
+    let mut batch = BatchTensor::new(frames, engine.spec().input).map_err(|error| error.to_string())?;
+    engine.run(&mut batch, 0..frames, &mut |_| ()).map_err(|error| error.to_string())
 }

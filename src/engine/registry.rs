@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::cache::{Cache, Note, writer};
+use super::cache::{Cache, Note, store, writer};
 use super::device::Device;
 use super::estimate::{self, Estimate};
 use super::idle::Idle;
@@ -143,10 +143,18 @@ pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
     super::runtime::environment(wanted.library.as_deref())?;
     EnginePressure::watch(&REGISTRY);
     let (plan, model_hash) = (key.plan, key.model_hash);
+    let mut afterwards = Afterwards::default();
     let lease = REGISTRY.get(key, wanted.hint == Hint::Auto, || {
         let _alone = REGISTRY.loads.lock();
-        REGISTRY.with_room(|| load(wanted, plan, model_hash))
-    })?;
+        REGISTRY.with_room(|| {
+            afterwards = Afterwards::default();
+            load(wanted, plan, model_hash, &mut afterwards)
+        })
+    });
+    if let Some(cache) = &wanted.cache {
+        afterwards.take_place(cache);
+    }
+    let lease = lease?;
     lease.keep_for(wanted.keep_alive);
     Ok(lease)
 }
@@ -163,12 +171,33 @@ pub fn idle_engines() -> usize {
     REGISTRY.idle_engines()
 }
 
-fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, EngineError> {
+/// What a load leaves to be done for the cache when no lock is held any more: whoever is told may start an element.
+#[derive(Default)]
+struct Afterwards {
+    notes: Vec<Note>,
+    order: Option<writer::Order>,
+}
+
+impl Afterwards {
+    fn take_place(self, cache: &Cache) {
+        self.notes.into_iter().for_each(|note| (cache.tell)(note));
+        if let Some(order) = self.order {
+            writer::start(cache, order);
+        }
+    }
+}
+
+fn load(
+    wanted: &Wanted,
+    plan: Plan,
+    model_hash: u128,
+    afterwards: &mut Afterwards,
+) -> Result<Batcher, EngineError> {
     let placed = (model_hash, wanted.device.resolved());
     // An optimised graph is ONNX Runtime's own, for its own kernels.
     let cache = wanted.cache.as_ref().filter(|_| placed.1 == Device::Cpu);
-    let place = cache.and_then(|cache| Some((cache, optimize::library_and_key(model_hash)?)));
-    let cached = place.as_ref().and_then(|(cache, (_, key))| cache.find(key));
+    let mut place = cache.and_then(|cache| Some((cache, optimize::library_and_key(model_hash)?)));
+    let mut cached = place.as_ref().and_then(|(cache, (_, key))| cache.find(key, &mut afterwards.notes));
     if let Some(entry) = &cached {
         estimate::expect(placed.clone(), &wanted.model, entry.figures());
     }
@@ -182,15 +211,22 @@ fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, Engine
     };
     let mut load_from =
         |entry: Option<&_>| OnnxEngine::load_from(&options, entry, wanted.max_batch, &mut ledger);
-    let engine = match (load_from(cached.as_ref()), &place) {
+    let engine = match (load_from(cached.as_ref()), &cached, &place) {
         // Whatever it is, the model itself decides.
-        (Err(error), Some((cache, _)))
-            if cached.is_some() && error.kind == EngineErrorKind::ModelUnsupported =>
+        (Err(error), Some(entry), Some((cache, (_, key))))
+            if matches!(error.kind, EngineErrorKind::ModelUnsupported | EngineErrorKind::Run) =>
         {
-            (cache.tell)(Note::Failed(format!("the cache is not used: {error}")));
-            load_from(None)?
+            let engine = load_from(None)?;
+            let folder = entry.folder().display();
+            afterwards.notes.push(Note::Failed(format!("the cached {folder} cannot be used: {error}")));
+            if let Err(error) = store::discard(&cache.folder, key) {
+                afterwards.notes.push(Note::Failed(format!("{folder} stays in the cache: {error}")));
+                place = None;
+            }
+            cached = None;
+            engine
         }
-        (outcome, _) => outcome?,
+        (outcome, ..) => outcome?,
     };
     stop_workers_at_exit();
     let spec = engine.spec();
@@ -204,10 +240,10 @@ fn load(wanted: &Wanted, plan: Plan, model_hash: u128) -> Result<Batcher, Engine
     ledger.check().map_err(|exceeded| EngineError::no_budget(&spec.file, ledger.held(), &exceeded))?;
     match (&cached, place) {
         (Some(entry), _) => entry.used_now(),
-        (None, Some((cache, (library, key)))) => {
-            let order =
-                writer::Order { model: spec.file.clone(), library, key, figures: engine.figures().clone() };
-            writer::start(cache, order);
+        (None, Some((_, (library, key)))) => {
+            let (head, figures) = (wanted.head, engine.figures().clone());
+            let model = spec.file.clone();
+            afterwards.order = Some(writer::Order { model, library, key, head, figures });
         }
         (None, None) => (),
     }

@@ -42,8 +42,32 @@ pub enum Rejected {
     Mode(&'static str, u32),
     #[error("{0} is not as it was written")]
     Damaged(&'static str),
+    #[error("it is on a network or FUSE file system, from where pages may not come")]
+    Remote,
     #[error("it is another model's, or of another ONNX Runtime or processor")]
     OtherKey,
+}
+
+/// Who may read an entry besides its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    Nobody,
+    /// Everybody: it is prepared for other users' processes, which trust it where it is root's.
+    Everybody,
+}
+
+impl Readers {
+    /// Of folders.
+    pub fn folder_mode(self) -> u32 {
+        match self {
+            Self::Nobody => 0o700,
+            Self::Everybody => 0o755,
+        }
+    }
+
+    fn file_mode(self) -> u32 {
+        self.folder_mode() & 0o666
+    }
 }
 
 /// A good entry.
@@ -62,10 +86,20 @@ impl Entry {
     /// # Errors
     /// Why it cannot be trusted.
     pub fn open(cache: &Path, key: &Key) -> Result<Self, Rejected> {
-        let folder = cache.join(key.name());
+        Self::at(cache.join(key.name()), key)
+    }
+
+    /// As [`Self::open`], of an entry that has another name, such as one that is not published yet.
+    ///
+    /// # Errors
+    /// Why it cannot be trusted.
+    pub fn at(folder: PathBuf, key: &Key) -> Result<Self, Rejected> {
         let opened = open(FOLDER, &folder)?;
         if !trusted(FOLDER, &opened)?.is_dir() {
             return Err(Rejected::Damaged(FOLDER));
+        }
+        if system::is_remote(&opened) {
+            return Err(Rejected::Remote);
         }
         let manifest = manifest(&opened)?;
         if manifest.get("key").and_then(Value::as_str) != Some(key.text()) {
@@ -135,7 +169,7 @@ fn check(folder: &File, name: &'static str, said: &Value) -> Result<(), Rejected
 }
 
 /// Makes a folder that ONNX Runtime has written graph and weights to an entry that [`Entry::open`] takes.
-pub fn complete(folder: &Path, key: &Key, figures: &Figures) -> io::Result<()> {
+pub fn complete(folder: &Path, key: &Key, figures: &Figures, readers: Readers) -> io::Result<()> {
     let mut files = serde_json::Map::new();
     for name in [GRAPH, WEIGHTS] {
         let path = folder.join(name);
@@ -145,14 +179,16 @@ pub fn complete(folder: &Path, key: &Key, figures: &Figures) -> io::Result<()> {
             Err(error) => return Err(error),
         };
         // Whatever the process's mask is.
-        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        fs::set_permissions(&path, Permissions::from_mode(readers.file_mode()))?;
         let sum = hash::checksum(&mut file)?;
         files.insert(name.into(), json!({ "bytes": file.metadata()?.len(), "xxh3": hex(sum) }));
     }
     let content = json!({ "key": key.text(), "files": files, "figures": figures.to_json() }).to_string();
     let mut options = OpenOptions::new();
     let mut manifest = options.write(true).create_new(true).mode(0o600).open(folder.join(MANIFEST))?;
-    write!(manifest, "{content}\n{}", checksum_line(&content))
+    write!(manifest, "{content}\n{}", checksum_line(&content))?;
+    manifest.set_permissions(Permissions::from_mode(readers.file_mode()))?;
+    fs::set_permissions(folder, Permissions::from_mode(readers.folder_mode()))
 }
 
 fn checksum_line(content: &str) -> String {
@@ -205,12 +241,11 @@ pub mod tests {
     pub fn write(cache: &Path, key: &Key, weights: usize) -> PathBuf {
         let folder = cache.join(key.name());
         fs::create_dir(&folder).unwrap();
-        fs::set_permissions(&folder, Permissions::from_mode(0o700)).unwrap();
         fs::write(folder.join(GRAPH), b"graph").unwrap();
         if weights > 0 {
             fs::write(folder.join(WEIGHTS), vec![7; weights]).unwrap();
         }
-        complete(&folder, key, &figures()).unwrap();
+        complete(&folder, key, &figures(), Readers::Nobody).unwrap();
         folder
     }
 

@@ -22,7 +22,7 @@ pub mod writer;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use entry::{Entry, Rejected};
+pub use entry::{Entry, Readers, Rejected};
 pub use figures::Figures;
 pub use key::Key;
 
@@ -39,21 +39,22 @@ pub enum Note {
 #[derive(Clone)]
 pub struct Cache {
     pub folder: PathBuf,
+    /// Not to be called with a lock held: it may start elements.
     pub tell: Arc<dyn Fn(Note) + Send + Sync>,
 }
 
 impl Cache {
-    /// The entry of this key, where there is a good one.
-    pub fn find(&self, key: &Key) -> Option<Entry> {
+    /// The entry of this key, where there is a good one. What is to be told comes after the other notes.
+    pub fn find(&self, key: &Key, notes: &mut Vec<Note>) -> Option<Entry> {
         match Entry::open(&self.folder, key) {
             Ok(entry) => {
-                (self.tell)(Note::Fine(format!("{} is in the cache", entry.folder().display())));
+                notes.push(Note::Fine(format!("{} is in the cache", entry.folder().display())));
                 Some(entry)
             }
             Err(Rejected::Missing) => None,
             Err(rejected) => {
                 let folder = self.folder.join(key.name());
-                (self.tell)(Note::Fine(format!("the cached {} is not used: {rejected}", folder.display())));
+                notes.push(Note::Fine(format!("the cached {} is not used: {rejected}", folder.display())));
                 None
             }
         }

@@ -1,12 +1,12 @@
 //! Puts entries into the cache and takes the oldest out. Several processes may do so at the same time.
 
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::entry::{self, Entry};
+use super::entry::{self, Entry, Readers};
 use super::figures::Figures;
 use super::key::{Key, is_name};
 use super::system;
@@ -17,31 +17,45 @@ pub const LIMIT: u64 = 2_000_000_000;
 const PREFIX: &str = ".yolodetect-";
 /// What a writer that is still at work is never old enough for.
 const ABANDONED: Duration = Duration::from_secs(3600);
+/// Behind the name of an entry that could not be written.
+const FAILED: &str = ".failed";
+/// When it is tried again.
+const FORGOTTEN: Duration = Duration::from_secs(24 * 3600);
 
 /// A folder for an entry that is being written; gone with this unless it was published.
 pub struct Draft {
     cache: PathBuf,
     folder: PathBuf,
+    readers: Readers,
 }
 
 impl Draft {
     /// Makes the cache too, where there is none.
-    pub fn new(cache: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(cache)?;
+    pub fn new(cache: &Path, readers: Readers) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(readers.folder_mode()).create(cache)?;
         let folder = spare(cache);
         // Fails where it is there already, whoever made it.
         DirBuilder::new().mode(0o700).create(&folder)?;
-        Ok(Self { cache: cache.into(), folder })
+        let draft = Self { cache: cache.into(), folder, readers };
+        if system::is_remote(&File::open(&draft.folder)?) {
+            return Err(io::Error::other(entry::Rejected::Remote));
+        }
+        Ok(draft)
     }
 
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Gives the entry its manifest and its name, at once. Where another process was faster, its entry stays if it is good;
+    /// Gives it its manifest, after which it can be opened where it is.
+    pub fn complete(&self, key: &Key, figures: &Figures) -> io::Result<()> {
+        entry::complete(&self.folder, key, figures, self.readers)
+    }
+
+    /// Gives the entry, which is complete, its name, at once. Where another process was faster, its entry stays if it is good;
     /// whoever has one open keeps it in any case.
-    pub fn publish(self, key: &Key, figures: &Figures) -> io::Result<()> {
-        entry::complete(&self.folder, key, figures)?;
+    pub fn publish(self, key: &Key) -> io::Result<()> {
+        let _ = fs::remove_file(failure(&self.cache, key));
         let place = self.cache.join(key.name());
         // More than once only where others publish at the same time.
         for _ in 0..8 {
@@ -49,7 +63,7 @@ impl Draft {
                 Ok(()) => return Ok(()),
                 Err(_) if Entry::open(&self.cache, key).is_ok() => return Ok(()),
                 Err(error) if fs::symlink_metadata(&place).is_err() => return Err(error),
-                Err(_) => discard(&self.cache, &place)?,
+                Err(_) => discard(&self.cache, key)?,
             }
         }
         Err(io::Error::other("others write the same entry all the time"))
@@ -68,8 +82,23 @@ fn spare(cache: &Path) -> PathBuf {
     cache.join(format!("{PREFIX}{}-{}", std::process::id(), now.as_nanos()))
 }
 
-/// Removes an entry, which is never half there under its name.
-fn discard(cache: &Path, place: &Path) -> io::Result<()> {
+/// Removes an entry of this user's, which is never half there under its name.
+///
+/// # Errors
+/// Another user's entry stays, too.
+pub fn discard(cache: &Path, key: &Key) -> io::Result<()> {
+    remove(cache, &cache.join(key.name()))
+}
+
+fn remove(cache: &Path, place: &Path) -> io::Result<()> {
+    let owner = match fs::symlink_metadata(place) {
+        Ok(data) => data.uid(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if owner != system::user() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("it is of the user {owner}")));
+    }
     let spare = spare(cache);
     match fs::rename(place, &spare) {
         Ok(()) => match fs::symlink_metadata(&spare)?.is_dir() {
@@ -81,6 +110,29 @@ fn discard(cache: &Path, place: &Path) -> io::Result<()> {
     }
 }
 
+/// Where it says why the entry could not be written.
+fn failure(cache: &Path, key: &Key) -> PathBuf {
+    cache.join(key.name() + FAILED)
+}
+
+/// Keeps others from trying the same in vain, for a day.
+pub fn note_failure(cache: &Path, key: &Key, reason: &str) -> io::Result<()> {
+    let file = failure(cache, key);
+    let _ = fs::remove_file(&file);
+    // Whatever else has that name is not followed.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+    writeln!(file, "{reason}")
+}
+
+/// The file that says why, where that was tried less than a day ago.
+pub fn failed_lately(cache: &Path, key: &Key) -> Option<PathBuf> {
+    let file = failure(cache, key);
+    let data = fs::symlink_metadata(&file).ok()?;
+    // A time to come is none that it can have been written at.
+    let lately = data.modified().ok()?.elapsed().is_ok_and(|age| age < FORGOTTEN);
+    (lately && data.is_file() && data.uid() == system::user()).then_some(file)
+}
+
 /// Takes entries out, those first that were not used for longest, until the others have `limit` bytes at most; `keep` stays.
 /// What writers have left behind that were killed goes too. Only this user's folders are looked at. The bytes that are left.
 pub fn tidy(cache: &Path, limit: u64, keep: &Key) -> io::Result<u64> {
@@ -88,13 +140,16 @@ pub fn tidy(cache: &Path, limit: u64, keep: &Key) -> io::Result<u64> {
     for found in fs::read_dir(cache)? {
         let Ok(found) = found else { continue };
         let (Ok(data), name) = (found.metadata(), found.file_name()) else { continue };
-        let Some(name) = name.to_str().filter(|_| data.is_dir() && data.uid() == system::user()) else {
-            continue;
-        };
+        let Some(name) = name.to_str().filter(|_| data.uid() == system::user()) else { continue };
         let modified = data.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-        if is_name(name) {
+        let older = |than| modified.elapsed().is_ok_and(|age| age > than);
+        if !data.is_dir() {
+            if name.strip_suffix(FAILED).is_some_and(is_name) && older(FORGOTTEN) {
+                let _ = fs::remove_file(found.path());
+            }
+        } else if is_name(name) {
             entries.push((name != keep.name(), modified, bytes(&found.path()), found.path()));
-        } else if name.starts_with(PREFIX) && modified.elapsed().is_ok_and(|age| age > ABANDONED) {
+        } else if name.starts_with(PREFIX) && older(ABANDONED) {
             let _ = fs::remove_dir_all(found.path());
         }
     }
@@ -105,7 +160,7 @@ pub fn tidy(cache: &Path, limit: u64, keep: &Key) -> io::Result<u64> {
         if left <= limit {
             break;
         }
-        if discard(cache, path).is_ok() {
+        if remove(cache, path).is_ok() {
             left -= bytes;
         }
     }
@@ -125,7 +180,6 @@ mod tests {
     use super::super::entry::tests::{key, write};
     use super::super::figures::tests::figures;
     use super::*;
-    use std::fs::File;
 
     fn names(cache: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(cache)
@@ -137,9 +191,14 @@ mod tests {
     }
 
     fn draft(cache: &Path) -> Draft {
-        let draft = Draft::new(cache).unwrap();
+        let draft = Draft::new(cache, Readers::Nobody).unwrap();
         fs::write(draft.folder().join(entry::GRAPH), b"new").unwrap();
         draft
+    }
+
+    fn publish(draft: Draft, model: u128) -> io::Result<()> {
+        draft.complete(&key(model), &figures())?;
+        draft.publish(&key(model))
     }
 
     #[test]
@@ -148,11 +207,11 @@ mod tests {
         let cache = folder.path().join("not/there/yet");
         let one = draft(&cache);
         assert!(Entry::open(&cache, &key(1)).is_err());
-        one.publish(&key(1), &figures()).unwrap();
+        publish(one, 1).unwrap();
         assert!(Entry::open(&cache, &key(1)).is_ok());
         drop(draft(&cache));
-        let empty = Draft::new(&cache).unwrap();
-        assert!(empty.publish(&key(2), &figures()).is_err(), "there is no graph");
+        let empty = Draft::new(&cache, Readers::Nobody).unwrap();
+        assert!(publish(empty, 2).is_err(), "there is no graph");
         assert_eq!(names(&cache), [key(1).name()], "nothing is left behind");
     }
 
@@ -162,16 +221,16 @@ mod tests {
         let cache = folder.path();
         let bad = write(cache, &key(1), 3);
         fs::write(bad.join(entry::GRAPH), b"bad").unwrap();
-        draft(cache).publish(&key(1), &figures()).unwrap();
+        publish(draft(cache), 1).unwrap();
         let used = Entry::open(cache, &key(1)).unwrap();
         assert_eq!(fs::read(used.graph()).unwrap(), b"new");
         let late = draft(cache);
         fs::write(late.folder().join(entry::GRAPH), b"late").unwrap();
-        late.publish(&key(1), &figures()).unwrap();
+        publish(late, 1).unwrap();
         assert_eq!(fs::read(Entry::open(cache, &key(1)).unwrap().graph()).unwrap(), b"new");
         // A file in the way.
         fs::write(cache.join(key(2).name()), b"").unwrap();
-        draft(cache).publish(&key(2), &figures()).unwrap();
+        publish(draft(cache), 2).unwrap();
         assert!(Entry::open(cache, &key(2)).is_ok());
         assert_eq!(names(cache).len(), 2);
     }
@@ -202,5 +261,27 @@ mod tests {
         assert!(!abandoned.exists() && busy.folder().exists() && cache.join("mine/file").exists());
         assert_eq!(tidy(cache, 0, &key(4)).unwrap() / 100_000, 1, "one may be larger than the limit");
         assert_eq!([1, 2, 3, 4].map(there), [false, false, false, true]);
+    }
+
+    #[test]
+    fn what_failed_is_not_tried_again_for_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        let lately = |model| failed_lately(cache, &key(model));
+        assert_eq!(lately(1), None);
+        note_failure(cache, &key(1), "once").unwrap();
+        note_failure(cache, &key(1), "again").unwrap();
+        let file = lately(1).unwrap();
+        assert_eq!((fs::read_to_string(&file).unwrap().as_str(), lately(2)), ("again\n", None));
+        tidy(cache, 0, &key(2)).unwrap();
+        assert!(file.exists());
+        let old = SystemTime::now() - FORGOTTEN - Duration::from_secs(1);
+        File::open(&file).unwrap().set_modified(old).unwrap();
+        assert_eq!(lately(1), None);
+        tidy(cache, 0, &key(2)).unwrap();
+        assert!(!file.exists());
+        note_failure(cache, &key(1), "").unwrap();
+        publish(draft(cache), 1).unwrap();
+        assert_eq!(names(cache), [key(1).name()]);
     }
 }

@@ -1,6 +1,8 @@
 //! What the standard library has no call for.
 
 use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::ptr;
@@ -27,6 +29,29 @@ pub fn object_file(address: usize) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
 }
 
+/// Whether the file's content comes from another machine or process, as far as the file system's kind tells: pages of it that
+/// are mapped may not come for long, and end this process where they cannot come at all.
+pub fn is_remote(file: &File) -> bool {
+    // SAFETY: all zeros is a `statfs`.
+    let mut data: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open for as long as the call takes, and `data` is as large as it must be.
+    let told = unsafe { libc::fstatfs(file.as_raw_fd(), &mut data) } == 0;
+    // 32 bits of a type that has another size on each platform.
+    told && is_remote_kind(data.f_type as u32)
+}
+
+/// Numbers of `linux/magic.h` and of the file systems' own sources.
+fn is_remote_kind(kind: u32) -> bool {
+    const NFS: u32 = 0x6969;
+    const SMB: u32 = 0x517b;
+    const CIFS: u32 = 0xff53_4d42;
+    const SMB2: u32 = 0xfe53_4d42;
+    const FUSE: u32 = 0x6573_5546;
+    const PLAN9: u32 = 0x0102_1997;
+    const CEPH: u32 = 0x00c3_6400;
+    [NFS, SMB, CIFS, SMB2, FUSE, PLAN9, CEPH].contains(&kind)
+}
+
 /// Makes the rest of this process a matter of the background: others' computing and memory come first, files that were
 /// left open by whoever started it are closed, and it ends by itself after so long.
 pub fn go_to_background(patience: Duration) {
@@ -51,5 +76,13 @@ mod tests {
         let here = object_file(user as *const () as usize).unwrap();
         assert_eq!(here.canonicalize().unwrap(), std::env::current_exe().unwrap().canonicalize().unwrap());
         assert_eq!(object_file(0), None);
+    }
+
+    #[test]
+    fn a_file_of_this_machine_is_told_from_one_of_another() {
+        assert!(!is_remote(&File::open("/proc/self/status").unwrap()));
+        for (kind, remote) in [(0x6969, true), (0x6573_5546, true), (0xff53_4d42, true), (0xef53, false)] {
+            assert_eq!(is_remote_kind(kind), remote, "{kind:x}");
+        }
     }
 }

@@ -10,12 +10,15 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Cache, Figures, Key, Note, system};
+use super::{Cache, Entry, Figures, Key, Note, Readers, store, system};
+use crate::decode::Head;
+use crate::engine::estimate::Estimate;
 use crate::memory::budget::HOST;
 use crate::memory::pressure::{Level, Levels, Thresholds};
 use crate::memory::sample::{Sample, SystemSampler};
@@ -23,14 +26,21 @@ use crate::memory::sample::{Sample, SystemSampler};
 pub const PROGRAM: &str = "yolodetect-optimize";
 /// The longest that it may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// After the load: by then there are the decoders and pools that belong to it, so that room is judged beside them.
+const DELAY: Duration = Duration::from_secs(3);
 /// Of its answers, so many are passed on.
 const MOST_LINES: usize = 20;
+/// And of the last, in a message, so many characters.
+const LONGEST_LINE: usize = 300;
 
 /// An entry that is missing.
 pub struct Order {
     pub model: PathBuf,
     pub library: PathBuf,
     pub key: Key,
+    pub head: Option<Head>,
+    /// Of the load that it is ordered after. What that took of memory was measured beside all else that this process did, and
+    /// is not handed on.
     pub figures: Figures,
 }
 
@@ -40,8 +50,11 @@ pub fn start(cache: &Cache, order: Order) {
     let thread = thread::Builder::new().name("yolo-cache".into());
     if let Err(error) = thread.spawn(move || {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _turn = ONE_AT_A_TIME.lock();
-        (told.tell)(match write(&told, &order, PATIENCE) {
+        thread::sleep(DELAY);
+        let turn = ONE_AT_A_TIME.lock();
+        let outcome = write(&told, &order, PATIENCE);
+        drop(turn);
+        (told.tell)(match outcome {
             Ok(()) => Note::Fine(format!("{} was written to {}", order.model.display(), told.folder.display())),
             Err(reason) => Note::Failed(format!(
                 "the optimised form of {} is not kept in {}, so that the next start will take as long: {reason}",
@@ -58,17 +71,51 @@ fn write(cache: &Cache, order: &Order, patience: Duration) -> Result<(), String>
     let program = find().ok_or_else(|| {
         format!("the program {PROGRAM} is neither beside the plugin nor in PATH; install it with the plugin")
     })?;
-    let length = fs::metadata(&order.model).map_err(|error| error.to_string())?.len();
-    room(need(length), look())?;
+    // Entries are opened by it.
+    if !Path::new("/proc/self/fd").is_dir() {
+        return Err("there is no /proc/self/fd".into());
+    }
     let absolute = |path: &Path| std::path::absolute(path).map_err(|error| error.to_string());
-    let mut command = Command::new(&program);
+    let folder = absolute(&cache.folder)?;
+    if let Some(file) = store::failed_lately(&folder, &order.key) {
+        return Err(format!(
+            "it was tried less than a day ago, and {} says what happened; without that file it is tried again",
+            file.display()
+        ));
+    }
+    let length = fs::metadata(&order.model).map_err(|error| error.to_string())?.len();
+    let frames = order.figures.frames as u64;
+    room(need(length).max(Estimate::of_file(&order.model).need(frames, 1).total()), look())?;
+    // Here, so that nothing is loaded in vain.
+    store::Draft::new(&folder, Readers::Nobody).map_err(|error| format!("it cannot be written: {error}"))?;
+    let outcome = run(&program, cache, order, patience).and_then(|known| match known {
+        true => Ok(()),
+        false => Entry::open(&folder, &order.key)
+            .map(drop)
+            .map_err(|rejected| format!("{PROGRAM} has ended, but of an entry, {rejected}")),
+    });
+    if let Err(reason) = &outcome {
+        // Where that cannot be kept, it is tried again.
+        let _ = store::note_failure(&folder, &order.key, reason);
+    }
+    outcome
+}
+
+/// Until the program has ended. Whether that it went well is known.
+fn run(program: &Path, cache: &Cache, order: &Order, patience: Duration) -> Result<bool, String> {
+    let absolute = |path: &Path| std::path::absolute(path).map_err(|error| error.to_string());
+    let known = &order.figures;
+    let mut command = Command::new(program);
     command
         .arg("--background")
         .arg("--cache")
         .arg(absolute(&cache.folder)?)
         .arg("--onnxruntime-library")
         .arg(absolute(&order.library)?)
-        .args(["--key", &order.key.name(), "--figures", &order.figures.to_json().to_string()])
+        .args(["--key", &order.key.name()])
+        .args(["--threads", &known.threads.to_string(), "--max-batch", &known.frames.to_string()])
+        .args(["--warm-run", &known.warm_run.as_nanos().to_string()])
+        .args(order.head.iter().flat_map(|head| ["--head", head.nick()]))
         .arg("--")
         .arg(absolute(&order.model)?)
         .env_clear()
@@ -80,13 +127,17 @@ fn write(cache: &Cache, order: &Order, patience: Duration) -> Result<(), String>
         .stderr(Stdio::piped());
     let mut child =
         command.spawn().map_err(|error| format!("{} does not start: {error}", program.display()))?;
+    let (sender, last_line) = mpsc::channel();
     if let Some(stderr) = child.stderr.take() {
         let cache = cache.clone();
         let thread = thread::Builder::new().name("yolo-cache-log".into());
-        // Without it, what the program says is lost. Not waited for: whoever has the pipe may keep it.
-        let _ = thread.spawn(move || pass_on(stderr, &cache));
+        // Without it, what the program says is lost. Not waited for long: whoever has the pipe may keep it.
+        let _ = thread.spawn(move || sender.send(pass_on(stderr, &cache)));
     }
-    wait(&mut child, patience)
+    wait(&mut child, patience).map_err(|reason| match last_line.recv_timeout(Duration::from_secs(1)) {
+        Ok(Some(line)) => format!("{reason}: {line}"),
+        _ => reason,
+    })
 }
 
 /// Bytes that writing takes: the model as it is read, as it is parsed and as it is optimised, and ONNX Runtime's own. A
@@ -140,13 +191,13 @@ fn program_in(folder: &Path) -> Option<PathBuf> {
     (data.is_file() && data.permissions().mode() & 0o111 != 0).then_some(program)
 }
 
-/// Until it has ended, by itself or because it took too long.
-fn wait(child: &mut Child, patience: Duration) -> Result<(), String> {
+/// Until it has ended, by itself or because it took too long. Whether that it went well is known.
+fn wait(child: &mut Child, patience: Duration) -> Result<bool, String> {
     const STEP: Duration = Duration::from_millis(20);
     let deadline = Instant::now() + patience;
     loop {
         match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) if status.success() => return Ok(true),
             Ok(Some(status)) => return Err(format!("{PROGRAM} failed ({status})")),
             Ok(None) if Instant::now() < deadline => thread::sleep(STEP),
             Ok(None) => {
@@ -156,19 +207,22 @@ fn wait(child: &mut Child, patience: Duration) -> Result<(), String> {
                 return Err(format!("{PROGRAM} took longer than {patience:?} and was ended"));
             }
             // The application waits for whatever ends, or has the system do so: how it ended is not to be known.
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(false),
         }
     }
 }
 
-/// Reads to the end, so that it is never held up, and tells the first lines.
-fn pass_on(stderr: impl Read, cache: &Cache) {
+/// Reads to the end, so that it is never held up, and tells the first lines. The last one.
+fn pass_on(stderr: impl Read, cache: &Cache) -> Option<String> {
     let lines = BufReader::new(stderr.take(1 << 20)).split(b'\n').map_while(Result::ok);
+    let mut last = None;
     for (count, line) in lines.enumerate() {
         if count < MOST_LINES {
             (cache.tell)(Note::Fine(format!("{PROGRAM}: {}", String::from_utf8_lossy(&line))));
         }
+        last = Some(line);
     }
+    last.map(|line| String::from_utf8_lossy(&line).chars().take(LONGEST_LINE).collect())
 }
 
 #[cfg(test)]
