@@ -20,7 +20,9 @@ find_runtime
 build_bench streams
 print_machine
 for streams in 1 8; do
-    result=$("$BENCH" "$streams" "$PAIRS" $((FRAMES / streams)) "$THREADS" | tee -a /dev/stderr | awk '/^ratio/ { print $2 }')
+    pairs=$("$BENCH" "$streams" "$PAIRS" $((FRAMES / streams)) "$THREADS")
+    say "$pairs"
+    result=$(awk '/^ratio/ { print $2 }' <<<"$pairs")
     awk -v ratio="$result" -v goal="$GOAL" -v streams="$streams" 'BEGIN {
         printf "%d stream%s: %s of the bare loop, %s (goal: %s)\n\n", streams, (streams == 1) ? "" : "s", ratio,
             (ratio + 0 >= goal + 0) ? "PASS" : "below", goal }'
