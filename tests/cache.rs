@@ -520,7 +520,8 @@ fn by_hand_the_program_says_what_it_did_and_what_is_wrong() {
     let output = optimize(&["--cache", place, &v8, &garbage, &v5]);
     assert_eq!((output.status.code(), names(&cache).len()), (Some(1), 2));
     assert_eq!(text(&output.stdout).matches("is new").count(), 2);
-    assert!(text(&optimize(&["--cache", place, "--", &v8]).stdout).contains("is sound"));
+    assert!(text(&optimize(&["--cache", place, "--", &v8]).stdout).contains("is new"), "made anew by hand");
+    assert!(text(&optimize(&["--cache", "off", "--", &v8]).stderr).contains("there is no cache"));
     // The one that was just written stays.
     fill(&cache, &["--limit", "0", &tiny("yolox")]);
     assert_eq!(names(&cache), HashSet::from([key(&tiny("yolox")).name()]));

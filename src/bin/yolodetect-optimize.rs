@@ -22,9 +22,9 @@ const USAGE: &str = "\
 Usage: yolodetect-optimize [OPTION]... MODEL...
 
 Writes the form that ONNX Runtime optimises each MODEL (an ONNX file) to into the
-cache that the GStreamer element yolodetect starts from. What is there already and
-sound stays as it is. Every user may read what is written; an element uses what is
-its own user's or root's.
+cache that the GStreamer element yolodetect starts from, and replaces what is there
+already. Every user may read what is written (folders on the way are made as the
+umask says); an element uses what is its own user's or root's.
 
   --cache FOLDER              the element's model-cache (otherwise the environment
                               variable YOLODETECT_MODEL_CACHE, then yolodetect in
@@ -37,7 +37,8 @@ its own user's or root's.
   --head HEAD                 the element's, where the model does not say it: v5, v8,
                               end2end or yolox
   --limit MB                  most that the cache may hold, in 10^6 bytes; what was
-                              not used for longest goes (default 2000)
+                              not used for longest goes, of this command's own
+                              models too (default 2000)
   --help                      this text
 
 The element itself adds:
@@ -86,7 +87,8 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Argumen
             "--head" => {
                 let nick = text(value()?)?;
                 let head = Head::ALL.into_iter().find(|head| head.nick() == nick);
-                parsed.head = Some(head.ok_or_else(|| format!("--head {nick} is none"))?);
+                parsed.head =
+                    Some(head.ok_or_else(|| format!("--head {nick} is none of v5, v8, end2end, yolox"))?);
             }
             "--limit" => {
                 let megabytes: u64 = number(&name, &text(value()?)?)?;
@@ -146,8 +148,13 @@ impl Arguments {
     /// With paths that mean the same whatever the current folder is.
     fn absolute(self) -> Result<Self, String> {
         let whole = |path: PathBuf| absolute(&path).map_err(|error| format!("{}: {error}", path.display()));
+        let said = |folder: &PathBuf| !folder.as_os_str().is_empty() && folder.as_os_str() != place::OFF;
+        let cache = match self.cache {
+            Some(folder) => Some(folder).filter(said),
+            None => place::folder(None),
+        };
         Ok(Self {
-            cache: self.cache.or_else(|| place::folder(None)).map(whole).transpose()?,
+            cache: cache.map(whole).transpose()?,
             library: self.library.map(whole).transpose()?,
             models: self.models.into_iter().map(whole).collect::<Result<_, _>>()?,
             ..self
@@ -167,7 +174,7 @@ fn cache(model: &Path, arguments: &Arguments) -> Result<String, String> {
         return Err("it is not the model, or this is not the ONNX Runtime, that is asked for".into());
     }
     let place = folder.join(key.name());
-    if Entry::open(folder, &key).is_ok() {
+    if arguments.background && Entry::open(folder, &key).is_ok() {
         return Ok(format!("{} is sound", place.display()));
     }
     // First, while this process has not had memory that it would take again.
@@ -186,6 +193,10 @@ fn cache(model: &Path, arguments: &Arguments) -> Result<String, String> {
     draft.complete(&key, &figures).map_err(failed)?;
     let entry = Entry::at(draft.folder().into(), &key).map_err(|rejected| rejected.to_string())?;
     run(&load(model, arguments, Some(&entry))?)?;
+    if !arguments.background && place.exists() {
+        // It may be for other threads or frames, or for nobody else to read.
+        store::discard(folder, &key).map_err(failed)?;
+    }
     draft.publish(&key).map_err(failed)?;
     let untidy = store::tidy(folder, arguments.limit.unwrap_or(store::LIMIT), &key).err();
     let untidy = untidy.map(|error| format!("; what is old stays: {error}")).unwrap_or_default();

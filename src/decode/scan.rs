@@ -81,7 +81,7 @@ impl Value for f16 {
     }
 }
 
-/// [`f16::to_f32`] as arithmetic, which the compiler turns into vectors; that is a call for each number.
+/// `f16::to_f32` as arithmetic, which the compiler turns into vectors; that is a call for each number.
 #[inline(always)]
 fn widen_half(half: f16) -> f32 {
     const INFINITY: u32 = 0x7c00 << 13;

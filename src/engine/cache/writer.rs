@@ -8,6 +8,7 @@ use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -88,17 +89,18 @@ fn write(cache: &Cache, order: &Order, patience: Duration) -> Result<(), String>
     room(need(length).max(Estimate::of_file(&order.model).need(frames, 1).total()), look())?;
     // Here, so that nothing is loaded in vain.
     store::Draft::new(&folder, Readers::Nobody).map_err(|error| format!("it cannot be written: {error}"))?;
-    let outcome = run(&program, cache, order, patience).and_then(|known| match known {
-        true => Ok(()),
-        false => Entry::open(&folder, &order.key)
+    match run(&program, cache, order, patience) {
+        Ok(true) => Ok(()),
+        // How it ended is not known, or not its own fault.
+        Ok(false) => Entry::open(&folder, &order.key)
             .map(drop)
             .map_err(|rejected| format!("{PROGRAM} has ended, but of an entry, {rejected}")),
-    });
-    if let Err(reason) = &outcome {
-        // Where that cannot be kept, it is tried again.
-        let _ = store::note_failure(&folder, &order.key, reason);
+        Err(reason) => {
+            // Where that cannot be kept, it is tried again.
+            let _ = store::note_failure(&folder, &order.key, &reason);
+            Err(reason)
+        }
     }
-    outcome
 }
 
 /// Until the program has ended. Whether that it went well is known.
@@ -122,6 +124,8 @@ fn run(program: &Path, cache: &Cache, order: &Order, patience: Duration) -> Resu
         // Without it the program may not find the libraries that this process has.
         .envs(env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)))
         .current_dir("/")
+        // An interrupt of the terminal is meant for the pipeline.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
@@ -198,6 +202,12 @@ fn wait(child: &mut Child, patience: Duration) -> Result<bool, String> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(true),
+            // Somebody wants it to end, which says nothing about the next time.
+            Ok(Some(status))
+                if matches!(status.signal(), Some(libc::SIGHUP | libc::SIGINT | libc::SIGTERM)) =>
+            {
+                return Ok(false);
+            }
             Ok(Some(status)) => return Err(format!("{PROGRAM} failed ({status})")),
             Ok(None) if Instant::now() < deadline => thread::sleep(STEP),
             Ok(None) => {

@@ -1,6 +1,6 @@
 //! The inner loops, one row at a time and free of state: resizing a row of a plane, and mixing a row of components
-//! into a channel of the tensor. [`scalar`] says what they do and runs everywhere; `avx2` and `neon` do the same with
-//! vectors, by the [`table`]s that a stream's geometry gives once.
+//! into a channel of the tensor. `scalar` says what they do and runs everywhere; `avx2` and `neon` do the same with
+//! vectors, by the `table`s that a stream's geometry gives once.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
