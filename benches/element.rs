@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use gst::prelude::*;
 use gstyolodetect::decode::{Head, Layout, ModelMetadata, OutputRef, OutputShape};
+use gstyolodetect::engine::active::ActiveDevice;
 use gstyolodetect::engine::device::Device;
 use gstyolodetect::engine::plan::Hint;
 use gstyolodetect::engine::registry::{self, Wanted};
@@ -62,7 +63,7 @@ impl Nothing {
             layout,
             labels: None,
             callers: 1,
-            device: "none".into(),
+            device: ActiveDevice::new("none"),
             warm_run: Duration::ZERO,
             loaded_bytes: 0,
             cached: false,
@@ -99,6 +100,8 @@ fn frames_per_second(batch: u32, detections: usize, frames: usize, rounds: usize
         head: None,
         device: Device::Auto,
         cache: None,
+        gpu: Default::default(),
+        fallback: None,
         threads: 1,
         hint: Hint::Latency,
         detectors: 1,

@@ -201,6 +201,8 @@ fn estimates_are_near_what_models_take() {
         library: None,
         head: None,
         device: gstyolodetect::engine::device::Device::Cpu,
+        gpu: Default::default(),
+        fallback: None,
         threads: 2,
         hint: Hint::Latency,
         detectors: 1,

@@ -145,8 +145,14 @@ fn the_first_start_has_an_entry_written_that_the_next_one_uses() {
 
 fn load(model: &str, cached: Option<&Entry>, threads: usize, max_batch: usize) -> OnnxEngine {
     let plan = Plan { callers: 1, threads };
-    let options =
-        SessionOptions { model: model.into(), library: None, head: None, device: Device::Cpu, plan };
+    let options = SessionOptions {
+        model: model.into(),
+        library: None,
+        head: None,
+        device: Device::Cpu,
+        plan,
+        gpu: Default::default(),
+    };
     let mut ledger = Ledger::new(&HOST, "test");
     let engine = OnnxEngine::load_from(&options, cached, max_batch, &mut ledger).unwrap();
     let Need { model, arena, .. } = ledger.held();

@@ -17,8 +17,14 @@ use gstyolodetect::tensor::BatchTensor;
 fn load(model: &str) -> OnnxEngine {
     common::init();
     let plan = Plan { callers: 1, threads: 2 };
-    let options =
-        SessionOptions { model: common::asset(model), library: None, head: None, device: Device::Cpu, plan };
+    let options = SessionOptions {
+        model: common::asset(model),
+        library: None,
+        head: None,
+        device: Device::Cpu,
+        plan,
+        gpu: Default::default(),
+    };
     OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 

@@ -213,6 +213,7 @@ fn load(model: &Path, arguments: &Arguments, entry: Option<&Entry>) -> Result<On
         model: model.into(),
         library: arguments.library.clone(),
         head: arguments.head,
+        gpu: Default::default(),
         device: Device::Cpu,
         plan: Plan::new(Hint::Auto, threads, 1),
     };

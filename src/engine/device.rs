@@ -5,7 +5,7 @@ use std::fmt;
 /// A device as a user asks for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Device {
-    /// [`Device::Cpu`], whatever else the library has.
+    /// The first GPU of NVIDIA's, where it and the library for it are there; else [`Device::Cpu`].
     #[default]
     Auto,
     /// ONNX Runtime's own kernels.
@@ -13,6 +13,10 @@ pub enum Device {
     /// Intel's OpenVINO, on one of its devices (`CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO:GPU,CPU`, …), in capitals as OpenVINO
     /// names them.
     OpenVino(String),
+    /// CUDA, on the GPU with this number, as CUDA counts them.
+    Cuda(u32),
+    /// NVIDIA's TensorRT, likewise; CUDA runs what that does not take.
+    TensorRt(u32),
 }
 
 /// OpenVINO's device where none is named.
@@ -38,20 +42,57 @@ impl Device {
                 let device = device.to_ascii_uppercase();
                 if is_openvino(&device) { Ok(Self::OpenVino(device)) } else { Err(no_openvino(text)) }
             }
+            ("cuda", None) => Ok(Self::Cuda(0)),
+            ("tensorrt", None) => Ok(Self::TensorRt(0)),
+            ("cuda" | "tensorrt", Some(number)) => {
+                let number = gpu_number(number).ok_or_else(|| no_gpu(text, name))?;
+                Ok(if name == "cuda" { Self::Cuda(number) } else { Self::TensorRt(number) })
+            }
             _ => Err(format!(
-                "device={text} is not available: this version runs models on the CPU (device=auto or device=cpu) and with \
-                 OpenVINO (device=openvino or, for one of its devices, device=openvino:GPU)"
+                "device={text} is not available: there are device=auto, device=cpu, and with a GPU of NVIDIA's device=cuda or \
+                 device=tensorrt (device=cuda:1 for the second), and with OpenVINO device=openvino (or, for one of its \
+                 devices, device=openvino:GPU)"
             )),
         }
     }
 
-    /// What runs where this is asked for: equal devices share engines.
+    /// What runs where this is asked for and no GPU is chosen: equal devices share engines.
     pub fn resolved(&self) -> Self {
         match self {
             Self::Auto => Self::Cpu,
             device => device.clone(),
         }
     }
+
+    /// The number of NVIDIA's GPU that it is.
+    pub fn gpu(&self) -> Option<u32> {
+        match self {
+            Self::Cuda(number) | Self::TensorRt(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// Frames that run together where nobody says how many: a batch makes a GPU faster, and a CPU only larger.
+    pub fn usual_batch(&self) -> usize {
+        if self.gpu().is_some() { GPU_BATCH } else { 1 }
+    }
+}
+
+/// See [`Device::usual_batch`].
+const GPU_BATCH: usize = 8;
+/// More than any machine has.
+const MAX_GPUS: u32 = 64;
+
+fn gpu_number(text: &str) -> Option<u32> {
+    let plain = !text.is_empty() && text.len() <= 2 && text.bytes().all(|c| c.is_ascii_digit());
+    text.parse().ok().filter(|number| plain && *number < MAX_GPUS)
+}
+
+fn no_gpu(text: &str, name: &str) -> String {
+    format!(
+        "device={text} names no GPU: after the colon stands its number, as CUDA counts them from 0 on (device={name}:1 for the \
+         second); device=auto takes the first one, or the CPU"
+    )
 }
 
 fn no_openvino(text: &str) -> String {
@@ -86,6 +127,8 @@ impl fmt::Display for Device {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
             Self::OpenVino(device) => write!(f, "openvino:{device}"),
+            Self::Cuda(gpu) => write!(f, "cuda:{gpu}"),
+            Self::TensorRt(gpu) => write!(f, "tensorrt:{gpu}"),
         }
     }
 }
@@ -103,13 +146,24 @@ mod tests {
             ("openvino:cpu", Device::OpenVino("CPU".into()), "openvino:CPU"),
             ("openvino:GPU.1", Device::OpenVino("GPU.1".into()), "openvino:GPU.1"),
             ("openvino:AUTO:GPU,CPU", Device::OpenVino("AUTO:GPU,CPU".into()), "openvino:AUTO:GPU,CPU"),
+            ("cuda", Device::Cuda(0), "cuda:0"),
+            ("cuda:1", Device::Cuda(1), "cuda:1"),
+            ("cuda:01", Device::Cuda(1), "cuda:1"),
+            ("tensorrt", Device::TensorRt(0), "tensorrt:0"),
+            ("tensorrt:63", Device::TensorRt(63), "tensorrt:63"),
         ] {
             assert_eq!(Device::parse(text).as_ref(), Ok(&device));
             assert_eq!(device.to_string(), canonical);
         }
-        for wrong in ["", "CPU", "cpu:0", "auto:cpu", "OpenVINO", "tpu"] {
+        for wrong in ["", "CPU", "cpu:0", "auto:cpu", "OpenVINO", "tpu", "CUDA", "gpu", "tensorrt0"] {
             let message = Device::parse(wrong).unwrap_err();
             assert!(message.contains(&format!("device={wrong} is not")), "{message}");
+        }
+        for wrong in
+            ["cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda: 1", "cuda:0,1", "cuda:64", "tensorrt:1.0"]
+        {
+            let message = Device::parse(wrong).unwrap_err();
+            assert!(message.contains(&format!("device={wrong} names no GPU")), "{message}");
         }
         let long = format!("openvino:AUTO:{}CPU", "CPU,".repeat(MAX_LIST));
         for wrong in [

@@ -64,7 +64,8 @@ impl Estimate {
     /// On `device`; as it is, it is for ONNX Runtime's own kernels.
     fn on(self, device: &Device) -> Self {
         match device {
-            Device::Auto | Device::Cpu => self,
+            // What the host has beside the same graph is not known before the load.
+            Device::Auto | Device::Cpu | Device::Cuda(_) | Device::TensorRt(_) => self,
             Device::OpenVino(_) => {
                 let weights = self.model.saturating_sub(SESSION).saturating_mul(OPENVINO_WEIGHTS) / 100;
                 Self { model: self.model.saturating_add(OPENVINO).saturating_add(weights), ..self }

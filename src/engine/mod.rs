@@ -1,8 +1,10 @@
 //! A model that is loaded and can be run. [`Engine`] is all that the batcher knows of it.
 
+pub mod active;
 pub mod cache;
 pub mod device;
 pub mod estimate;
+pub mod gpu;
 pub mod hash;
 pub mod header;
 pub mod idle;
@@ -19,6 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::active::ActiveDevice;
 use crate::batch::Need;
 use crate::decode::{Layout, OutputRef};
 use crate::detection::Labels;
@@ -74,7 +77,7 @@ pub struct ModelSpec {
     /// Runs that may be in progress at the same time.
     pub callers: usize,
     /// Where it runs, as `active-device` shows it.
-    pub device: String,
+    pub device: ActiveDevice,
     /// Of the warm-up's second run, batch 1 (or the fixed batch): the first guess at the latency.
     pub warm_run: Duration,
     /// What the process grew by while loading, bytes; 0 where it cannot be told.

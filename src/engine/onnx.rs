@@ -5,6 +5,7 @@
 //! called by several threads at once on one session; `ort`'s own call wants it exclusively. `tests/callers.rs` compares
 //! 100,000 such runs, bit by bit, with single ones.
 
+mod cuda;
 mod openvino;
 pub mod optimize;
 mod probe;
@@ -22,11 +23,12 @@ use ort::session::{RunOptions, Session};
 
 use self::probe::{declared, lay_out, probe, read_metadata, tensor_type};
 use self::value::{HostMemory, OwnedValue, Views, call, views};
+use super::active::ActiveDevice;
 use super::cache::{Entry, Figures};
 use super::device::Device;
 use super::model::InputPlan;
 use super::plan::Plan;
-use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output, runtime};
+use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output, gpu, runtime};
 use crate::batch::{Ledger, Need};
 use crate::decode::{Head, Layout};
 use crate::detection::Labels;
@@ -42,6 +44,8 @@ pub struct SessionOptions {
     pub head: Option<Head>,
     pub device: Device,
     pub plan: Plan,
+    /// For a GPU.
+    pub gpu: gpu::Options,
 }
 
 /// A loaded model.
@@ -137,7 +141,7 @@ impl OnnxEngine {
                 labels: metadata.names.map(Labels::new),
                 layout,
                 callers: options.plan.callers,
-                device: options.device.resolved().to_string(),
+                device: ActiveDevice::new(&options.device.resolved().to_string()),
                 warm_run: Default::default(),
                 loaded_bytes: 0,
                 cached: cached.is_some(),

@@ -25,7 +25,7 @@ use super::idle::Idle;
 use super::onnx::{OnnxEngine, SessionOptions, optimize};
 use super::plan::{Hint, Plan};
 use super::pressure::EnginePressure;
-use super::{Engine, EngineError, EngineErrorKind, hash, room};
+use super::{Engine, EngineError, EngineErrorKind, gpu, hash, room};
 use crate::batch::relief::Relief;
 use crate::batch::{Batcher, Ledger, Stream, batcher};
 use crate::decode::Head;
@@ -38,12 +38,16 @@ pub struct Wanted {
     pub library: Option<PathBuf>,
     pub head: Option<Head>,
     pub device: Device,
+    /// How it is used, where it is a GPU.
+    pub gpu: gpu::Options,
+    /// Whether the CPU shall do where the GPU cannot be used, or is lost; `None` where [`Device::Auto`] alone allows it.
+    pub fallback: Option<bool>,
     /// Of all runs together, at least 1.
     pub threads: usize,
     pub hint: Hint,
     /// Detectors that this process has now, for [`Hint::Auto`].
     pub detectors: usize,
-    /// Frames that shall run together, for the warm-up.
+    /// Frames that shall run together, for the warm-up; 0 for what the device is best with.
     pub max_batch: usize,
     /// How long the engine shall be kept after its last element has left.
     pub keep_alive: Duration,
@@ -208,6 +212,7 @@ fn load(
         head: wanted.head,
         device: placed.1.clone(),
         plan,
+        gpu: wanted.gpu,
     };
     let mut load_from =
         |entry: Option<&_>| OnnxEngine::load_from(&options, entry, wanted.max_batch, &mut ledger);

@@ -47,7 +47,7 @@ impl Source for Element {
         let engine = EngineFigures {
             number: batcher.number(),
             model: spec.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            device: spec.device.clone(),
+            device: spec.device.name().to_string(),
             streams: stats.streams as u64,
             batches: stats.batches,
             frames: stats.frames,

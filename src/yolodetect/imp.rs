@@ -160,7 +160,7 @@ impl ObjectImpl for YoloDetect {
         match pspec.name() {
             "active-device" => {
                 let session = self.session.lock();
-                session.as_ref().map(|session| session.stream.spec().device.clone()).to_value()
+                session.as_ref().map(|session| session.stream.spec().device.name().to_string()).to_value()
             }
             "stats" => self.stats_structure("stats").to_value(),
             name => self.settings.lock().get(name).unwrap_or_else(|| pspec.default_value().clone()),
@@ -261,7 +261,7 @@ impl YoloDetect {
             imp = self,
             "{} on {}: {} callers, input {:?}, {:?}, classes {:?}, warm run {:?}, {} bytes",
             spec.file.display(),
-            spec.device,
+            spec.device.name(),
             spec.callers,
             spec.input_size,
             spec.layout.head,

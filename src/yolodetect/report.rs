@@ -86,7 +86,7 @@ impl YoloDetect {
         let (spec, engine) = (session.stream.spec(), session.stream.batcher().stats());
         let engine = gst::Structure::builder("engine")
             .field("model", spec.file.to_string_lossy().into_owned())
-            .field("device", spec.device.as_str())
+            .field("device", &*spec.device.name())
             .field("streams", engine.streams as u32)
             .field("bytes", spec.loaded_bytes)
             .field("cached", spec.cached)

@@ -69,6 +69,8 @@ impl Session {
             library: settings.onnxruntime_library.clone(),
             head: settings.head.head(),
             device,
+            gpu: Default::default(),
+            fallback: None,
             threads: settings.thread_count(),
             hint: settings.performance_hint.hint(),
             detectors,

@@ -17,7 +17,7 @@ use crate::common;
 
 pub fn load(model: PathBuf, library: Option<PathBuf>, device: Device, plan: Plan) -> OnnxEngine {
     common::init();
-    let options = SessionOptions { model, library, head: None, device, plan };
+    let options = SessionOptions { model, library, head: None, device, plan, gpu: Default::default() };
     OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 

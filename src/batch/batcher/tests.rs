@@ -4,6 +4,7 @@ use super::*;
 use crate::batch::ticket::Reduced;
 use crate::decode::{Head, Layout, ModelMetadata, OutputRef, OutputShape};
 use crate::detection::Detection;
+use crate::engine::active::ActiveDevice;
 use crate::engine::{BatchSize, Output};
 use crate::memory::budget::{Budget, HOST};
 use crate::preprocess::TensorMut;
@@ -129,7 +130,7 @@ pub(crate) fn spec(batch: BatchSize) -> ModelSpec {
         layout,
         labels: None,
         callers: 1,
-        device: "fake".into(),
+        device: ActiveDevice::new("fake"),
         warm_run: Duration::ZERO,
         loaded_bytes: 0,
         cached: false,

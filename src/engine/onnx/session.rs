@@ -6,7 +6,7 @@ use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session};
 
-use super::{SessionOptions, openvino, unsupported};
+use super::{SessionOptions, cuda, openvino, unsupported};
 use crate::engine::device::Device;
 use crate::engine::{BatchSize, EngineError};
 
@@ -39,6 +39,7 @@ pub(super) fn open(
             .and_then(|mut builder| builder.commit_from_file(file))
             .map_err(failed),
         Device::OpenVino(device) => openvino::open(builder, device, options),
+        Device::Cuda(_) | Device::TensorRt(_) => cuda::open(builder, options),
     }
 }
 
@@ -64,6 +65,7 @@ fn builder(
 pub(super) fn batch_size(device: &Device, batch: BatchSize) -> BatchSize {
     match (device, batch) {
         (Device::OpenVino(_), BatchSize::Any) => openvino::OPEN_BATCH,
+        (Device::Cuda(_) | Device::TensorRt(_), BatchSize::Any) => cuda::OPEN_BATCH,
         _ => batch,
     }
 }

@@ -1,0 +1,1 @@
+//! How much of a GPU an engine may take. Pure.
