@@ -61,6 +61,8 @@ pub struct YoloDetect {
     pub(super) failures: AtomicU32,
     /// The split batch that was told last.
     pub(super) last_reduced: Mutex<Option<Reduced>>,
+    /// Changes of the engine's device that this element has told.
+    pub(super) device_seen: AtomicU32,
     pub(super) last_report: Mutex<Option<Instant>>,
     /// While started.
     shown: Mutex<Option<Shown>>,
@@ -129,6 +131,7 @@ impl ObjectSubclass for YoloDetect {
             live: Default::default(),
             failures: Default::default(),
             last_reduced: Default::default(),
+            device_seen: AtomicU32::new(0),
             last_report: Default::default(),
             shown: Default::default(),
         }
@@ -278,8 +281,10 @@ impl YoloDetect {
         *self.last_report.lock() = None;
         self.failures.store(0, Ordering::Relaxed);
         *self.last_reduced.lock() = None;
+        self.device_seen.store(0, Ordering::Relaxed);
         let session = Arc::new(session);
         *self.session.lock() = Some(session.clone());
+        self.report_device(&session);
         // What was set while the model was loading.
         session.pressure.follow(&self.settings.lock().memory);
         *self.shown.lock() = Some(shown);

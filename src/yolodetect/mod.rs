@@ -10,6 +10,7 @@
 //! ```
 
 mod buffers;
+mod device_settings;
 mod figures;
 mod imp;
 mod inflight;
@@ -29,6 +30,7 @@ mod thinning;
 use gst::glib;
 use gst::prelude::*;
 
+pub use device_settings::{ConvSearch, DeviceFallback};
 pub use settings::{HeadChoice, MetaChoice, Overload, PerformanceHint};
 
 glib::wrapper! {
@@ -39,6 +41,8 @@ glib::wrapper! {
 pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     HeadChoice::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     PerformanceHint::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    DeviceFallback::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    ConvSearch::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     Overload::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     MetaChoice::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     gst::Element::register(Some(plugin), "yolodetect", gst::Rank::NONE, YoloDetect::static_type())

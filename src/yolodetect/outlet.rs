@@ -104,6 +104,7 @@ impl YoloDetect {
                 }
                 Outcome::Pending => return None,
             }
+            self.report_device(session);
             if let Some(reduced) = ticket.with_result(|_, report| report.reduced) {
                 self.report_reduced(session, reduced);
             }

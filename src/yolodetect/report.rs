@@ -10,6 +10,7 @@ use super::live;
 use super::negotiation;
 use super::session::Session;
 use crate::batch::ticket::Reduced;
+use crate::engine::active::Change;
 use crate::engine::{EngineError, EngineErrorKind, registry};
 use crate::memory;
 use crate::memory::pool::PoolStats;
@@ -70,6 +71,22 @@ impl YoloDetect {
             .field("model", session.stream.spec().file.to_string_lossy().into_owned())
             .field("batch", reduced.frames)
             .field("limit", reduced.limit)
+            .build();
+        let _ = self.obj().post_message(gst::message::Element::builder(structure).src(&*self.obj()).build());
+    }
+
+    /// The engine runs elsewhere than was asked for, or than before: everybody says so on the bus, and one of them warns.
+    pub(super) fn report_device(&self, session: &Session) {
+        let Some(change) = session.stream.spec().device.news(&self.device_seen) else { return };
+        let Change { device, reason, first } = change;
+        if first {
+            gst::element_imp_warning!(self, gst::LibraryError::Init, ("{reason}"));
+        }
+        self.obj().notify("active-device");
+        let structure = gst::Structure::builder("yolodetect-device-changed")
+            .field("model", session.stream.spec().file.to_string_lossy().into_owned())
+            .field("device", &*device)
+            .field("reason", &*reason)
             .build();
         let _ = self.obj().post_message(gst::message::Element::builder(structure).src(&*self.obj()).build());
     }

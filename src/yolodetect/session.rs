@@ -57,7 +57,7 @@ impl Session {
                 "",
             ));
         };
-        let device = Device::parse(&settings.device).map_err(refuse)?;
+        let device = Device::parse(&settings.device.device).map_err(refuse)?;
         let kinds = kinds(settings).map_err(refuse)?;
         let bytes = settings.memory.memory_budget;
         // Before anything is loaded that it shall bound.
@@ -69,8 +69,8 @@ impl Session {
             library: settings.onnxruntime_library.clone(),
             head: settings.head.head(),
             device,
-            gpu: Default::default(),
-            fallback: None,
+            gpu: settings.device.gpu(),
+            fallback: settings.device.fallback(),
             threads: settings.thread_count(),
             hint: settings.performance_hint.hint(),
             detectors,

@@ -6,6 +6,7 @@ use gst::glib;
 use gst::prelude::*;
 use once_cell::sync::Lazy;
 
+use super::device_settings::{self, DeviceSettings};
 use super::memory_settings::{self, MemorySettings};
 use crate::decode::Head;
 use crate::engine::plan::Hint;
@@ -24,7 +25,7 @@ pub struct Settings {
     pub class_agnostic_nms: bool,
     pub max_detections: u32,
     pub classes: Option<String>,
-    pub device: String,
+    pub device: DeviceSettings,
     pub threads: u32,
     pub performance_hint: PerformanceHint,
     pub max_batch: u32,
@@ -53,7 +54,7 @@ impl Default for Settings {
             class_agnostic_nms: false,
             max_detections: 300,
             classes: None,
-            device: "auto".into(),
+            device: DeviceSettings::default(),
             threads: 0,
             performance_hint: PerformanceHint::Auto,
             max_batch: 0,
@@ -226,17 +227,6 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
                 .blurb("Classes to keep: names or numbers, separated by commas (unset: all)")
                 .mutable_playing()
                 .build(),
-            glib::ParamSpecString::builder("device")
-                .nick("Device")
-                .blurb("Where the model runs: auto, cpu or openvino[:DEVICE]")
-                .default_value(Some(default.device.as_str()))
-                .mutable_ready()
-                .build(),
-            glib::ParamSpecString::builder("active-device")
-                .nick("Active device")
-                .blurb("Where the model really runs (unset while stopped)")
-                .read_only()
-                .build(),
             glib::ParamSpecUInt::builder("threads")
                 .nick("Threads")
                 .blurb("Threads of all inferences together (0: one per processor that this process may use)")
@@ -251,7 +241,7 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
                 .build(),
             glib::ParamSpecUInt::builder("max-batch")
                 .nick("Maximum batch")
-                .blurb("Most frames that run together, of all streams that share the engine (0: 1 on a CPU)")
+                .blurb("Most frames that run together, of all streams that share the engine (0: 8 on a GPU, 1 elsewhere)")
                 .maximum(256)
                 .default_value(default.max_batch)
                 .mutable_ready()
@@ -321,6 +311,7 @@ pub fn param_specs() -> &'static [glib::ParamSpec] {
                 .mutable_playing()
                 .build(),
         ];
+        specs.extend(device_settings::param_specs());
         specs.extend(memory_settings::param_specs());
         specs
     });
@@ -349,7 +340,6 @@ impl Settings {
             "class-agnostic-nms" => self.class_agnostic_nms = read(value),
             "max-detections" => self.max_detections = read(value),
             "classes" => self.classes = non_empty(value),
-            "device" => self.device = non_empty(value).unwrap_or_else(|| Settings::default().device),
             "threads" => self.threads = read(value),
             "performance-hint" => self.performance_hint = read(value),
             "max-batch" => self.max_batch = read(value),
@@ -362,7 +352,7 @@ impl Settings {
             "analytics-meta" => self.analytics_meta = read(value),
             "roi-meta" => self.roi_meta = read(value),
             "stats-interval" => self.stats_interval = gst::ClockTime::from_nseconds(read(value)),
-            other if self.memory.set(other, value) => (),
+            other if self.device.set(other, value) || self.memory.set(other, value) => (),
             other => unreachable!("property {other} is not writable"),
         }
     }
@@ -382,7 +372,6 @@ impl Settings {
             "class-agnostic-nms" => self.class_agnostic_nms.to_value(),
             "max-detections" => self.max_detections.to_value(),
             "classes" => self.classes.to_value(),
-            "device" => self.device.to_value(),
             "threads" => self.threads.to_value(),
             "performance-hint" => self.performance_hint.to_value(),
             "max-batch" => self.max_batch.to_value(),
@@ -395,7 +384,7 @@ impl Settings {
             "analytics-meta" => self.analytics_meta.to_value(),
             "roi-meta" => self.roi_meta.to_value(),
             "stats-interval" => self.stats_interval.nseconds().to_value(),
-            name => return self.memory.get(name),
+            name => return self.device.get(name).or_else(|| self.memory.get(name)),
         })
     }
 
