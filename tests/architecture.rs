@@ -150,6 +150,8 @@ fn unsafe_code_stays_where_it_is_expected_and_says_why_it_is_sound() {
         "engine/onnx",
         "engine/runtime.rs",
         "engine/cache/system.rs",
+        "engine/gpu/driver.rs",
+        "engine/gpu/provider.rs",
         "preprocess/rows/avx2.rs",
         "preprocess/rows/neon.rs",
         "decode/vectors.rs",
@@ -170,6 +172,14 @@ fn unsafe_code_stays_where_it_is_expected_and_says_why_it_is_sound() {
             assert!(said, "{file}:{number}: no SAFETY comment above `{}`", line.trim());
         }
     }
+}
+
+#[test]
+fn gpus_are_asked_without_onnx_runtime_and_batches_do_not_know_them() {
+    let batch = |file: &str| ["batch/", "tensor.rs"].iter().any(|place| file.starts_with(place));
+    assert_kept("batches know no GPU", broken(&sources(), batch, |line| names(line, "gpu")));
+    let driver = |file: &str| file == "engine/gpu/driver.rs" || file == "engine/gpu/budget.rs";
+    assert_kept("the driver knows no engine", broken(&sources(), driver, |line| line.contains("crate::batch")));
 }
 
 #[test]
