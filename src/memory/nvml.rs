@@ -113,3 +113,31 @@ fn listed(processes: &[ProcessInfo]) -> Option<u64> {
     })
     .reduce(u64::saturating_add)
 }
+
+/// What is used of one GPU, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// By all.
+    used: u64,
+    /// By this process, where the driver lists it.
+    own: Option<u64>,
+}
+
+impl Usage {
+    /// Bytes that this process took since `before`; where it is not listed, those that all took.
+    pub fn grown_by(&self, before: &Self) -> u64 {
+        match self.own {
+            // A process is listed from its first context on.
+            Some(own) => own.saturating_sub(before.own.unwrap_or(0)),
+            None => self.used.saturating_sub(before.used),
+        }
+    }
+}
+
+/// What is used now of the GPU at this place of the machine, as `0000:65:00.0`; the library is opened for this question. `None`
+/// where it does not tell.
+pub fn usage(bus_id: &str) -> Option<Usage> {
+    let Library(nvml) = &Library::open()?;
+    let device = nvml.device_by_pci_bus_id(bus_id).ok()?;
+    Some(Usage { used: device.memory_info().ok()?.used, own: own(&device) })
+}
