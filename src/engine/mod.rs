@@ -161,6 +161,8 @@ pub enum EngineErrorKind {
     Run,
     /// There was not enough memory, for so many frames at least.
     OutOfMemory,
+    /// The GPU does nothing more for this process, or for this session at the least.
+    DeviceLost,
     /// It would be more than the budget or the container allows.
     NoBudget,
 }

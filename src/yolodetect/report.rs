@@ -159,7 +159,7 @@ impl YoloDetect {
             EngineErrorKind::NoBudget => {
                 gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{message}"), ["{detail}"])
             }
-            EngineErrorKind::Run | EngineErrorKind::OutOfMemory => {
+            EngineErrorKind::Run | EngineErrorKind::OutOfMemory | EngineErrorKind::DeviceLost => {
                 gst::element_imp_error!(self, gst::LibraryError::Failed, ("{message}"), ["{detail}"])
             }
         }
