@@ -6,6 +6,7 @@
  *             what the call returns in place of success; memory@N and handle@N for GPU N alone
  *   total, used
  *             bytes of each GPU, plus the GPU's index
+ *   growth    bytes that `used` grows by with each question for it
  *   pid       a process that both computes and draws on each GPU; 0 for none
  *   own_compute, own_graphics
  *             bytes that it holds by either list; -1 for not known; absent for not listed
@@ -21,6 +22,7 @@ typedef struct { unsigned pid; unsigned long long used; unsigned instance, compu
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7 };
 
 static int initialized;
+static unsigned long long growth;
 
 static void note(const char *what) {
     const char *name = getenv("NVML_STAND_IN_LOG");
@@ -95,11 +97,20 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     return outcome("handle", index);
 }
 
+/* The bus number is the index plus one. */
+int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) {
+    size_t bus;
+    if (sscanf(id, "0000:%zx:00.0", &bus) != 1) return INVALID_ARGUMENT;
+    *device = (void *)bus;
+    return outcome("handle", bus - 1);
+}
+
 int nvmlDeviceGetMemoryInfo_v2(void *device, Memory *memory) {
     size_t index = (size_t)device - 1;
     if (memory->version != (sizeof *memory | 2u << 24)) return INVALID_ARGUMENT;
     memory->total = (unsigned long long)control("total", 8000) + index;
-    memory->used = (unsigned long long)control("used", 500) + index;
+    growth += (unsigned long long)control("growth", 0);
+    memory->used = (unsigned long long)control("used", 500) + index + growth;
     memory->reserved = 0;
     memory->free = memory->total - memory->used;
     return outcome("memory", index);

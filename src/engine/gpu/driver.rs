@@ -475,10 +475,16 @@ impl Copies {
         begin()?;
         // Another thread may record its copy before this one waits; that is the later one, so both are over then.
         // SAFETY: both handles are ours.
-        unsafe {
-            call!(api, cuEventRecord(self.done.0, self.stream.0))?;
-            call!(api, cuEventSynchronize(self.done.0))
+        let over = unsafe {
+            call!(api, cuEventRecord(self.done.0, self.stream.0))
+                .and_then(|()| call!(api, cuEventSynchronize(self.done.0)))
+        };
+        if over.is_err() {
+            // The copy is not under way any more when its memory is given back to the caller.
+            // SAFETY: the handle is ours.
+            let _ = unsafe { call!(api, cuStreamSynchronize(self.stream.0)) };
         }
+        over
     }
 }
 

@@ -69,6 +69,7 @@ functions! {
     cuMemHostUnregister(*mut c_void);
     cuStreamCreate(*mut Handle, c_uint);
     cuStreamDestroy_v2(Handle);
+    cuStreamSynchronize(Handle);
     cuEventCreate(*mut Handle, c_uint);
     cuEventDestroy_v2(Handle);
     cuEventRecord(Handle, Handle);
