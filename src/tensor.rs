@@ -6,6 +6,7 @@
 use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -147,6 +148,18 @@ impl BatchTensor {
         Arc::strong_count(&self.input) == 1
     }
 
+    /// The bytes of these frames, to be read. `None` while a slot is out.
+    ///
+    /// # Panics
+    /// Where there are no such frames.
+    pub fn filled(&mut self, frames: Range<usize>) -> Option<&[u8]> {
+        let memory = Arc::get_mut(&mut self.input)?;
+        // SAFETY: the memory is ours, of this length and initialised; with no slot out (`get_mut`), nobody writes to it.
+        let all =
+            unsafe { std::slice::from_raw_parts(memory.start.as_ptr(), self.capacity * self.extent.bytes()) };
+        Some(&all[frames.start * self.extent.bytes()..frames.end * self.extent.bytes()])
+    }
+
     /// The whole input's bytes, for the engine. `None` while a slot is out. What is painted in it is forgotten, since
     /// it may be written over.
     pub fn input_bytes(&mut self) -> Option<&mut [u8]> {
@@ -217,7 +230,7 @@ mod tests {
             }
             _ => panic!("not f32"),
         }
-        assert!(batch.input_bytes().is_none());
+        assert!(batch.input_bytes().is_none() && batch.filled(0..1).is_none());
         drop(first);
         assert!(!batch.all_slots_returned());
         drop(second);
@@ -228,6 +241,8 @@ mod tests {
             .map(|b| f32::from_ne_bytes(b.try_into().unwrap()))
             .collect();
         assert_eq!(values, [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+        let second = [2.0_f32; 3].map(f32::to_ne_bytes);
+        assert_eq!(batch.filled(1..2).unwrap(), second.as_flattened());
         assert_eq!(batch.bytes(), 2 * 3 * 4);
     }
 
