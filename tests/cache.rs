@@ -152,6 +152,8 @@ fn load(model: &str, cached: Option<&Entry>, threads: usize, max_batch: usize) -
         device: Device::Cpu,
         plan,
         gpu: Default::default(),
+        gpu_limit: None,
+        tensorrt_cache: None,
     };
     let mut ledger = Ledger::new(&HOST, "test");
     let engine = OnnxEngine::load_from(&options, cached, max_batch, &mut ledger).unwrap();

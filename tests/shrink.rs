@@ -24,6 +24,8 @@ fn load(model: &str) -> OnnxEngine {
         device: Device::Cpu,
         plan,
         gpu: Default::default(),
+        gpu_limit: None,
+        tensorrt_cache: None,
     };
     OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }

@@ -214,6 +214,8 @@ fn load(model: &Path, arguments: &Arguments, entry: Option<&Entry>) -> Result<On
         library: arguments.library.clone(),
         head: arguments.head,
         gpu: Default::default(),
+        gpu_limit: None,
+        tensorrt_cache: None,
         device: Device::Cpu,
         plan: Plan::new(Hint::Auto, threads, 1),
     };

@@ -107,7 +107,7 @@ pub trait Engine: Send + Sync {
     ) -> Result<(), EngineError>;
 
     /// As [`Self::run`]; afterwards gives back what the engine keeps for later runs. The bytes that the process got
-    /// smaller by; `None` for an engine that keeps nothing.
+    /// smaller by, or of a GPU's memory that became free; `None` for an engine that keeps nothing.
     fn run_and_shrink(
         &self,
         batch: &mut BatchTensor,

@@ -1,40 +1,50 @@
 //! One ONNX Runtime session behind [`Engine`]. These files and [`super::runtime`] alone name `ort`.
 //!
-//! A run goes through the C API: its input is a view, made once, of a [`BatchTensor`]'s own memory, and its output is
-//! read where ONNX Runtime has put it, so that a run copies no tensor and allocates nothing on our side. ONNX Runtime documents that `Run` may be
+//! A run goes through the C API: on host memory ([`host`]) without a copy, on a GPU ([`lanes`]) with copies that overlap other runs. ONNX
+//! Runtime documents that `Run` may be
 //! called by several threads at once on one session; `ort`'s own call wants it exclusively. `tests/callers.rs` compares
 //! 100,000 such runs, bit by bit, with single ones.
 
+mod binding;
 mod cuda;
+mod failure;
+mod host;
+mod lanes;
 mod openvino;
 pub mod optimize;
+mod ports;
 mod probe;
 mod session;
 mod value;
 
-use std::ffi::CString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ort::session::{RunOptions, Session};
 
-use self::probe::{declared, lay_out, probe, read_metadata, tensor_type};
-use self::value::{HostMemory, OwnedValue, Views, call, views};
+pub use self::cuda::check as check_gpu;
+use self::failure::{Failure, run_failed};
+use self::lanes::Lanes;
+use self::ports::Ports;
+use self::probe::{declared, lay_out, probe, read_metadata};
+use self::value::MemoryPlace;
 use super::active::ActiveDevice;
 use super::cache::{Entry, Figures};
 use super::device::Device;
+use super::gpu::budget::GpuUse;
+use super::gpu::driver::Card;
 use super::model::InputPlan;
 use super::plan::Plan;
 use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output, gpu, runtime};
 use crate::batch::{Ledger, Need};
-use crate::decode::{Head, Layout};
+use crate::decode::{Head, OutputShape};
 use crate::detection::Labels;
 use crate::memory;
 use crate::memory::sample::Process;
-use crate::tensor::{BatchTensor, FrameExtent};
+use crate::tensor::BatchTensor;
 
 /// All that decides how a model is loaded; equal options on equal content share an engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,24 +56,40 @@ pub struct SessionOptions {
     pub plan: Plan,
     /// For a GPU.
     pub gpu: gpu::Options,
+    /// Bytes of the GPU that weights and what is between the layers may take; `None` for as much as there is.
+    pub gpu_limit: Option<u64>,
+    /// The folder that TensorRT's compiled models and timings are kept in.
+    pub tensorrt_cache: Option<PathBuf>,
 }
 
 /// A loaded model.
 pub struct OnnxEngine {
     spec: ModelSpec,
+    ports: Ports,
+    /// Before the session that it runs.
+    way: Way,
     session: Session,
-    input_name: CString,
-    /// Of the one output that is read; others are not asked for and so not computed where that is possible.
-    output_name: CString,
-    /// `[frames, …]` without the first, of the output.
-    output_dims: Vec<i64>,
-    host: HostMemory,
     /// Of a run after which the arena is shrunk.
     shrink: RunOptions,
-    /// Whether there is an arena, as far as is known.
+    /// Whether there is an arena that may be shrunk, as far as is known.
     has_arena: AtomicBool,
+    /// Of runs that are not recorded, where others are.
+    unrecorded: Option<RunOptions>,
     /// What the load taught, or an earlier one.
     figures: Figures,
+    /// Last: its context is what all else is in.
+    gpu: Option<Gpu>,
+}
+
+/// How a run reaches the batch's memory.
+enum Way {
+    Host(MemoryPlace),
+    Gpu(Lanes),
+}
+
+struct Gpu {
+    card: Arc<Card>,
+    bytes: GpuUse,
 }
 
 impl OnnxEngine {
@@ -92,52 +118,65 @@ impl OnnxEngine {
         let before = Process::now();
         let file = options.model.as_path();
         let environment = runtime::environment(options.library.as_deref())?;
+        let card = cuda::card(options)?;
+        let free = [free_bytes(&card)];
         let optimized = cached.map(Entry::graph);
-        let session = session::open(environment, options, optimized.as_deref())?;
+        let session = session::open(environment, options, optimized.as_deref(), max_batch)?;
         // The parsed file and the graph before optimisation were left behind: gone before the first run, they do not add
         // to the peak.
         memory::return_free_heap();
         let opened = Process::now();
+        let free = [free[0], free_bytes(&card)];
         let metadata = read_metadata(&session);
         let inputs: Vec<_> = session.inputs().iter().map(declared).collect();
         let mut plan = InputPlan::find(file, &inputs, &metadata)?;
         plan.batch = session::batch_size(&options.device, plan.batch);
-        let host = HostMemory::new().map_err(|error| run_failed(file, error))?;
-        let input_name = c_name(file, &inputs[0].name)?;
 
-        let callers = options.plan.callers.max(1);
+        let failed = |error: ort::Error| run_failed(file, error);
+        let shrink = session::shrink_options(&options.device).map_err(failed)?;
+        let records = card.is_some() && options.gpu.graph;
+        let unrecorded = records.then(session::unrecorded_options).transpose().map_err(failed)?;
         let reserved = ledger.held();
         let least = plan.batch.capacity(1);
-        ledger.laid_out(least, reserved.arena / least as u64);
+        // What is between the layers is in the GPU's memory there.
+        let frame_arena = if card.is_some() { 0 } else { reserved.arena / least as u64 };
+        ledger.laid_out(least, frame_arena);
         let known = cached.map(Entry::figures).filter(|figures| {
-            figures.frames == plan.batch.capacity(max_batch.max(1))
+            card.is_none()
+                && figures.frames == plan.batch.capacity(max_batch.max(1))
                 && names(&session).eq(figures.outputs.iter().map(|output| output.name.as_str()))
                 && ledger.admit(figures.frames, 0).is_ok()
         });
-        let (frames, shapes) = match known {
-            Some(figures) => (figures.frames, figures.outputs.clone()),
-            None => lay_out(max_batch, &plan, ledger, file, |frames| {
-                probe(&session, &host, &plan, &input_name, frames, file)
+        let find =
+            |shapes: &[OutputShape]| Ports::find(file, &session, options.head, &metadata, &plan, shapes);
+        let loading =
+            Loading { options, session: &session, plan: &plan, shrink: &shrink, unrecorded: &unrecorded };
+        let (frames, (shapes, ports, layout, way)) = match (known, &card) {
+            (Some(figures), _) => {
+                let (ports, layout) = find(&figures.outputs)?;
+                let way = Way::Host(MemoryPlace::host().map_err(failed)?);
+                (figures.frames, (figures.outputs.clone(), ports, layout, way))
+            }
+            (None, None) => lay_out(max_batch, &plan, ledger, file, |frames| {
+                let shapes = probe(&session, None, &plan, frames, file)?;
+                let (ports, layout) = find(&shapes)?;
+                Ok((shapes, ports, layout, Way::Host(MemoryPlace::host().map_err(failed)?)))
+            })?,
+            (None, Some(card)) => lay_out(max_batch, &plan, ledger, file, |frames| {
+                let shapes = loading.probe_and_shrink(least)?;
+                let (ports, layout) = find(&shapes)?;
+                let lanes = loading.lanes(card, &ports, frames)?;
+                Ok((shapes, ports, layout, Way::Gpu(lanes)))
             })?,
         };
-        let layout =
-            Layout::find(options.head, &metadata, (plan.height as usize, plan.width as usize), &shapes)
-                .map_err(|error| unsupported(file, error.to_string(), ""))?;
-        let chosen = &session.outputs()[layout.output];
-        let (output_element, _) = tensor_type(chosen.dtype());
-        let Some(output_element) = output_element else {
-            return Err(unsupported(file, format!("its output {} is not of floats", chosen.name()), ""));
-        };
-        let output_dims = shapes[layout.output].dims.iter().skip(1).map(|&dim| dim as i64).collect();
 
         let mut engine = Self {
-            output_name: c_name(file, chosen.name())?,
             spec: ModelSpec {
                 file: options.model.clone(),
                 input_size: (plan.width, plan.height),
                 batch: plan.batch,
-                input: plan.frame(),
-                output: FrameExtent { element: output_element, len: layout.frame_len() },
+                input: ports.input,
+                output: ports.output,
                 labels: metadata.names.map(Labels::new),
                 layout,
                 callers: options.plan.callers,
@@ -146,18 +185,21 @@ impl OnnxEngine {
                 loaded_bytes: 0,
                 cached: cached.is_some(),
             },
+            ports,
+            way,
             session,
-            input_name,
-            output_dims,
-            host,
-            shrink: session::shrink_options().map_err(|error| run_failed(file, error))?,
-            has_arena: true.into(),
+            shrink,
+            // A recorded run is replayed with the memory that it was recorded with.
+            has_arena: (!records).into(),
+            unrecorded,
             figures: Figures { frames, threads: options.plan.threads, outputs: shapes, ..Default::default() },
+            gpu: None,
         };
         engine.spec.warm_run = match known {
             Some(figures) if figures.threads == options.plan.threads => figures.warm_run,
             _ => engine.time_run(least)?,
         };
+        engine.gpu = card.map(|card| Gpu { bytes: engine.gpu_use(&card, free), card });
         let ran = Process::now();
         let (model, arena) = match (known, cached) {
             (Some(figures), _) => (figures.model, figures.arena),
@@ -173,11 +215,38 @@ impl OnnxEngine {
         };
         engine.spec.loaded_bytes = model.saturating_add(arena);
         engine.figures = Figures { model, arena, warm_run: engine.spec.warm_run, ..engine.figures };
-        let arena = arena.saturating_mul(callers as u64);
-        ledger.laid_out(frames, arena / frames as u64);
+        let (arena, frame_arena) = match &engine.way {
+            Way::Host(_) => {
+                let arena = arena.saturating_mul(options.plan.callers.max(1) as u64);
+                (arena, arena / frames as u64)
+            }
+            // All lanes have run; what a larger batch adds is what it gives.
+            Way::Gpu(_) => (arena, (options.plan.callers.max(1) * engine.spec.output.bytes()) as u64),
+        };
+        ledger.laid_out(frames, frame_arena);
         // The tensors are the batcher's, made when a stream comes.
         ledger.set(Need { model, arena, tensors: 0 });
         Ok(engine)
+    }
+
+    /// What it takes of its GPU; `None` for one that is on none.
+    pub fn gpu_bytes(&self) -> Option<GpuUse> {
+        self.gpu.as_ref().map(|gpu| gpu.bytes)
+    }
+
+    /// By what was `free` before and after the session was made.
+    fn gpu_use(&self, card: &Arc<Card>, free: [u64; 2]) -> GpuUse {
+        let tensors = match &self.way {
+            Way::Host(_) => 0,
+            Way::Gpu(lanes) => lanes.bytes(),
+        };
+        let ran = free_bytes(&Some(card.clone()));
+        GpuUse {
+            context: card.context_bytes(),
+            model: free[0].saturating_sub(free[1]),
+            arena: free[1].saturating_sub(ran).saturating_sub(tensors),
+            tensors,
+        }
     }
 
     /// What the load taught.
@@ -190,34 +259,11 @@ impl OnnxEngine {
         let batch = BatchTensor::new(frames, self.spec.input);
         let mut batch = batch.map_err(|error| EngineError::no_room(&self.spec.file, error))?;
         let start = Instant::now();
-        self.run(&mut batch, 0..frames, &mut |_| ())?;
+        self.run_with(&mut batch, 0..frames, &mut |_| (), self.unrecorded.as_ref())?;
         let time = start.elapsed();
         drop(batch);
         memory::return_free_heap();
         Ok(time)
-    }
-
-    /// The view of these frames of `batch`, made at the first run of them.
-    fn view<'a>(&self, batch: &'a mut BatchTensor, frames: &Range<usize>) -> ort::Result<&'a OwnedValue> {
-        if views(batch).and_then(|views| views.of(frames)).is_none() {
-            let (width, height) = self.spec.input_size;
-            let extent = self.spec.input;
-            let Some(bytes) = batch.input_bytes() else {
-                return Err(ort::Error::new("a slot of the batch is still out"));
-            };
-            let bytes = &mut bytes[frames.start * extent.bytes()..frames.end * extent.bytes()];
-            let shape = [frames.len() as i64, 3, i64::from(height), i64::from(width)];
-            let view = self.host.view(bytes, &shape, extent.element)?;
-            if !batch.binding.as_ref().is_some_and(|binding| binding.is::<Views>()) {
-                batch.binding = Some(Box::new(Views::default()));
-            }
-            if let Some(views) = batch.binding.as_mut().and_then(|binding| binding.downcast_mut::<Views>()) {
-                views.0.push((frames.clone(), view));
-            }
-        }
-        views(batch)
-            .and_then(|views| views.of(frames))
-            .ok_or_else(|| ort::Error::new("the batch has no view"))
     }
 
     fn run_with(
@@ -228,46 +274,22 @@ impl OnnxEngine {
         options: Option<&RunOptions>,
     ) -> Result<(), EngineError> {
         debug_assert!(frames.end <= batch.capacity());
-        let FrameExtent { element, len } = self.spec.output;
-        let failed = |error| run_failed(&self.spec.file, error);
-        let value = self.run_batch(batch, &frames, options).map_err(failed)?;
-        let values = value.values(element, frames.len() * len).map_err(failed)?;
-        read(Output { values, frame_len: len });
-        Ok(())
+        let (session, ports) = (&self.session, &self.ports);
+        match &self.way {
+            Way::Host(place) => {
+                host::run(session, place, ports, batch, &frames, options, read).map_err(Failure::from)
+            }
+            Way::Gpu(lanes) => lanes.run(session, ports, batch, &frames, options, read),
+        }
+        .map_err(|error| run_failed(&self.spec.file, error))
     }
 
-    fn run_batch(
-        &self,
-        batch: &mut BatchTensor,
-        frames: &Range<usize>,
-        options: Option<&RunOptions>,
-    ) -> ort::Result<OwnedValue> {
-        if !batch.all_slots_returned() {
-            return Err(ort::Error::new("a slot of the batch is still out"));
+    /// What runs that shrink are measured by: bytes that the process has, or of the GPU that are taken.
+    fn taken_bytes(&self) -> u64 {
+        match &self.gpu {
+            Some(gpu) => gpu.card.memory().map_or(0, |memory| memory.total - memory.free.min(memory.total)),
+            None => memory::resident_bytes(),
         }
-        let input = self.view(batch, frames)?.0.as_ptr().cast_const();
-        let mut output = ptr::null_mut();
-        call(
-            &self.session,
-            options,
-            &self.input_name,
-            input,
-            &[self.output_name.as_ptr()],
-            std::slice::from_mut(&mut output),
-        )?;
-        let Some(value) = NonNull::new(output).map(OwnedValue) else {
-            return Err(ort::Error::new("the run gave no output"));
-        };
-        let (element, dims) = value.element_and_dims()?;
-        let same = dims.first() == Some(&(frames.len() as i64)) && dims[1..] == self.output_dims[..];
-        if !same || element != Some(self.spec.output.element) {
-            return Err(ort::Error::new(format!(
-                "the output's shape changed from {:?} to {:?} between runs",
-                self.output_dims,
-                &dims[..]
-            )));
-        }
-        Ok(value)
     }
 }
 
@@ -292,9 +314,9 @@ impl Engine for OnnxEngine {
         read: &mut dyn FnMut(Output<'_>),
     ) -> Result<Option<u64>, EngineError> {
         if self.has_arena.load(Ordering::Relaxed) {
-            let before = memory::resident_bytes();
+            let before = self.taken_bytes();
             if self.run_with(batch, frames.clone(), read, Some(&self.shrink)).is_ok() {
-                return Ok(Some(before.saturating_sub(memory::resident_bytes())));
+                return Ok(Some(before.saturating_sub(self.taken_bytes())));
             }
         }
         // Without an arena, which an application may have replaced, ONNX Runtime refuses such a run before it begins.
@@ -304,13 +326,51 @@ impl Engine for OnnxEngine {
     }
 }
 
-fn names(session: &Session) -> impl Iterator<Item = &str> {
-    session.outputs().iter().map(|output| output.name())
+/// What a load on a GPU goes on with when there is a session.
+struct Loading<'a> {
+    options: &'a SessionOptions,
+    session: &'a Session,
+    plan: &'a InputPlan,
+    shrink: &'a RunOptions,
+    unrecorded: &'a Option<RunOptions>,
 }
 
-fn c_name(file: &Path, name: &str) -> Result<CString, EngineError> {
-    CString::new(name)
-        .map_err(|error| unsupported(file, format!("the name {name:?} holds a zero byte"), error))
+impl Loading<'_> {
+    /// The real shapes of the outputs. What the arena took for this run, or before for more frames than there was room for, is given
+    /// back: it is to be laid out by the largest batch.
+    fn probe_and_shrink(&self, frames: usize) -> Result<Vec<OutputShape>, EngineError> {
+        let probe = |options| probe(self.session, options, self.plan, frames, &self.options.model);
+        // There may be nothing that can be shrunk, for which ONNX Runtime has no code.
+        match self.unrecorded {
+            Some(unrecorded) => probe(Some(unrecorded)),
+            None => probe(Some(self.shrink)).or_else(|error| match error.kind {
+                EngineErrorKind::ModelUnsupported => probe(None),
+                _ => Err(error),
+            }),
+        }
+    }
+
+    fn lanes(&self, card: &Arc<Card>, ports: &Ports, frames: usize) -> Result<Lanes, EngineError> {
+        let file = self.options.model.as_path();
+        let callers = self.options.plan.callers;
+        let mut batch =
+            BatchTensor::new(frames, ports.input).map_err(|error| EngineError::no_room(file, error))?;
+        let lanes = Lanes::new(card, ports, callers, frames, self.unrecorded.is_some())
+            .map_err(|error| run_failed(file, error))?;
+        lanes
+            .warm_up(self.session, ports, self.plan.batch, &mut batch, self.unrecorded.as_ref())
+            .map_err(|error| run_failed(file, error))?;
+        Ok(lanes)
+    }
+}
+
+/// Bytes of the GPU that nobody has; 0 where there is no telling.
+fn free_bytes(card: &Option<Arc<Card>>) -> u64 {
+    card.as_ref().and_then(|card| card.memory().ok()).map_or(0, |memory| memory.free)
+}
+
+fn names(session: &Session) -> impl Iterator<Item = &str> {
+    session.outputs().iter().map(|output| output.name())
 }
 
 fn unsupported(file: &Path, what: String, detail: impl std::fmt::Display) -> EngineError {
@@ -319,28 +379,4 @@ fn unsupported(file: &Path, what: String, detail: impl std::fmt::Display) -> Eng
         format!("the model {} cannot be used: {what}", file.display()),
         detail,
     )
-}
-
-fn run_failed(file: &Path, error: ort::Error) -> EngineError {
-    let (kind, what) = if ran_out_of_memory(&error.to_string()) {
-        (EngineErrorKind::OutOfMemory, "ran out of memory")
-    } else {
-        (EngineErrorKind::Run, "failed")
-    };
-    EngineError::new(kind, format!("running the model {} {what}", file.display()), error)
-}
-
-/// ONNX Runtime has no error code for this. The words are those of its arena (at its limit; the system refuses more), of
-/// the C++ library, and of CUDA.
-fn ran_out_of_memory(message: &str) -> bool {
-    [
-        "Failed to allocate memory",
-        "is smaller than requested bytes",
-        "bad_alloc",
-        "bad allocation",
-        "out of memory",
-        "CUDA_ERROR_OUT_OF_MEMORY",
-    ]
-    .iter()
-    .any(|words| message.contains(words))
 }

@@ -213,6 +213,8 @@ fn load(
         device: placed.1.clone(),
         plan,
         gpu: wanted.gpu,
+        gpu_limit: None,
+        tensorrt_cache: None,
     };
     let mut load_from =
         |entry: Option<&_>| OnnxEngine::load_from(&options, entry, wanted.max_batch, &mut ledger);

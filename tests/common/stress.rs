@@ -17,7 +17,16 @@ use crate::common;
 
 pub fn load(model: PathBuf, library: Option<PathBuf>, device: Device, plan: Plan) -> OnnxEngine {
     common::init();
-    let options = SessionOptions { model, library, head: None, device, plan, gpu: Default::default() };
+    let options = SessionOptions {
+        model,
+        library,
+        head: None,
+        device,
+        plan,
+        gpu: Default::default(),
+        gpu_limit: None,
+        tensorrt_cache: None,
+    };
     OnnxEngine::load(&options, 1, &mut Ledger::new(&HOST, "")).unwrap()
 }
 

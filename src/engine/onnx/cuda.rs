@@ -1,14 +1,224 @@
 //! Sessions on NVIDIA's GPUs, through ONNX Runtime's providers for CUDA and TensorRT.
 
-use ort::session::Session;
-use ort::session::builder::SessionBuilder;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
-use super::SessionOptions;
-use crate::engine::{BatchSize, EngineError};
+use ort::environment::Environment;
+use ort::ep::{
+    self, ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, ExecutionProvider,
+    ExecutionProviderDispatch,
+};
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+
+use super::failure::{Failure, kind};
+use super::probe::{declared, read_metadata};
+use super::{SessionOptions, unsupported};
+use crate::engine::device::Device;
+use crate::engine::gpu::ConvSearch;
+use crate::engine::gpu::check::{self, Library};
+use crate::engine::gpu::driver::Card;
+use crate::engine::model::InputPlan;
+use crate::engine::{BatchSize, EngineError, EngineErrorKind, runtime};
 
 /// Of a model that leaves it open: the arena keeps memory for every number that it has run.
 pub(super) const OPEN_BATCH: BatchSize = BatchSize::Steps;
 
-pub(super) fn open(_builder: SessionBuilder, _options: &SessionOptions) -> Result<Session, EngineError> {
-    unimplemented!()
+/// Whether the ONNX Runtime that this process has loaded can use `device`, a GPU.
+///
+/// # Errors
+/// See [`check::check`].
+pub fn check(device: &Device) -> Result<(), EngineError> {
+    let built_in = match device {
+        Device::TensorRt(_) => ep::TensorRT::is_available(),
+        _ => ep::CUDA::is_available(),
+    };
+    let file = runtime::library().unwrap_or(Path::new("libonnxruntime.so"));
+    check::check(device, Library { file, built_in: built_in.unwrap_or_default() })
+}
+
+/// The GPU that `device` is on, after all has been looked at that it needs; `None` for what is no GPU.
+///
+/// # Errors
+/// See [`check::check`]; what the driver says to a context on it.
+pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, EngineError> {
+    let Some(index) = options.device.gpu() else { return Ok(None) };
+    check(&options.device)?;
+    match Card::open(index) {
+        Ok(card) => Ok(Some(card)),
+        Err(error) => Err(refused(options, Failure::Driver(error), EngineErrorKind::Library)),
+    }
+}
+
+/// # Errors
+/// [`EngineErrorKind::OutOfMemory`], [`EngineErrorKind::DeviceLost`], [`EngineErrorKind::Library`] where the provider cannot be
+/// used, and [`EngineErrorKind::ModelUnsupported`].
+pub(super) fn open(
+    environment: &Environment,
+    builder: SessionBuilder,
+    options: &SessionOptions,
+    max_batch: usize,
+) -> Result<Session, EngineError> {
+    let model = |error: ort::Error| refused(options, error.into(), EngineErrorKind::ModelUnsupported);
+    let profile = match options.device {
+        Device::TensorRt(_) => profile(environment, options, max_batch).map_err(model)?,
+        _ => None,
+    };
+    let mut builder = prepare(builder, options, profile)
+        .map_err(|error| refused(options, error.into(), EngineErrorKind::Library))?;
+    builder.commit_from_file(&options.model).map_err(model)
+}
+
+fn prepare(
+    builder: SessionBuilder,
+    options: &SessionOptions,
+    profile: Option<Profile>,
+) -> ort::Result<SessionBuilder> {
+    let cuda = cuda(options).error_on_failure();
+    let providers = match options.device {
+        Device::TensorRt(_) => vec![tensorrt(options, profile).error_on_failure(), cuda],
+        _ => vec![cuda],
+    };
+    Ok(builder
+        // What is left to the processor is a few numbers of shapes.
+        .with_intra_threads(1)?
+        // Weights in the arena would keep what is around them from being given back.
+        .with_config_entry("session.use_device_allocator_for_initializers", "1")?
+        .with_execution_providers(providers)?)
+}
+
+fn cuda(options: &SessionOptions) -> ExecutionProviderDispatch {
+    let search = match options.gpu.conv_search {
+        ConvSearch::Heuristic => "HEURISTIC",
+        ConvSearch::Exhaustive => "EXHAUSTIVE",
+        ConvSearch::Default => "DEFAULT",
+    };
+    // TensorRT records by itself, and leaves a part of the model to CUDA at most.
+    let records = options.gpu.graph && matches!(options.device, Device::Cuda(_));
+    let mut provider = ep::CUDA::default()
+        .with_device_id(number(options))
+        // The arena would else double with every step, up to twice what is needed.
+        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+        .with_arbitrary_config("cudnn_conv_algo_search", search)
+        .with_arbitrary_config("cudnn_conv_use_max_workspace", flag(options.gpu.max_workspace))
+        .with_arbitrary_config("enable_cuda_graph", flag(records));
+    if let Some(limit) = limit(options) {
+        provider = provider.with_memory_limit(limit);
+    }
+    provider.build()
+}
+
+fn tensorrt(options: &SessionOptions, profile: Option<Profile>) -> ExecutionProviderDispatch {
+    let mut provider = ep::TensorRT::default()
+        .with_device_id(number(options))
+        .with_arbitrary_config("trt_cuda_graph_enable", flag(options.gpu.graph));
+    if let Some(limit) = limit(options) {
+        provider = provider.with_max_workspace_size(limit);
+    }
+    // A folder that cannot be made only makes each start as slow as the first.
+    if let Some(folder) =
+        options.tensorrt_cache.as_deref().filter(|folder| fs::create_dir_all(folder).is_ok())
+    {
+        provider = provider
+            .with_arbitrary_config("trt_engine_cache_enable", flag(true))
+            .with_engine_cache_path(folder.display())
+            .with_arbitrary_config("trt_timing_cache_enable", flag(true))
+            .with_timing_cache_path(folder.display());
+    }
+    if let Some(Profile { least, largest }) = profile {
+        provider = provider
+            .with_profile_min_shapes(least)
+            .with_profile_opt_shapes(&largest)
+            .with_profile_max_shapes(largest);
+    }
+    provider.build()
+}
+
+/// As the providers' documentation writes it; `ort` has other words.
+fn flag(on: bool) -> &'static str {
+    if on { "1" } else { "0" }
+}
+
+fn number(options: &SessionOptions) -> i32 {
+    options.device.gpu().and_then(|gpu| i32::try_from(gpu).ok()).unwrap_or_default()
+}
+
+fn limit(options: &SessionOptions) -> Option<usize> {
+    options.gpu_limit.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// Inputs that TensorRT compiles for: `name:1x3x640x640`.
+struct Profile {
+    least: String,
+    largest: String,
+}
+
+/// Without one, TensorRT would compile anew for every size that it sees for the first time; `None` for a model that has but one.
+fn profile(
+    environment: &Environment,
+    options: &SessionOptions,
+    max_batch: usize,
+) -> ort::Result<Option<Profile>> {
+    // Nothing runs in it.
+    let session = Session::builder(environment)?
+        .with_intra_threads(1)?
+        .with_config_entry("session.disable_prepacking", "1")?
+        .with_log_level(LogLevel::Fatal)?
+        .with_optimization_level(GraphOptimizationLevel::Disable)?
+        .commit_from_file(&options.model)?;
+    let inputs: Vec<_> = session.inputs().iter().map(declared).collect();
+    let open = inputs.iter().any(|input| input.dims.iter().any(|&size| size < 0));
+    // What is none of ours is refused where every model is.
+    let Some(plan) = InputPlan::find(&options.model, &inputs, &read_metadata(&session)).ok().filter(|_| open)
+    else {
+        return Ok(None);
+    };
+    let shape = |wanted: usize| {
+        let frames = plan.batch.capacity(wanted);
+        format!("{}:{frames}x3x{}x{}", inputs[0].name, plan.height, plan.width)
+    };
+    Ok(Some(Profile { least: shape(1), largest: shape(max_batch.max(1)) }))
+}
+
+/// Why there is no session. What is neither the memory's nor the GPU's fault is `otherwise`.
+fn refused(options: &SessionOptions, error: Failure, otherwise: EngineErrorKind) -> EngineError {
+    let device = &options.device;
+    // The file may lie in a folder of any name.
+    let text = error.to_string().replace(&options.model.display().to_string(), "");
+    let kind = match &error {
+        Failure::Onnx(_) => kind(&text),
+        Failure::Driver(_) => error.kind(),
+    };
+    match (kind, otherwise) {
+        (EngineErrorKind::OutOfMemory, _) => EngineError::new(
+            EngineErrorKind::OutOfMemory,
+            format!(
+                "device={device} has too little free memory to load the model {}: close what else uses it, or raise \
+                 gpu-memory-budget where that is set",
+                options.model.display()
+            ),
+            error,
+        ),
+        (EngineErrorKind::DeviceLost, _) => EngineError::new(
+            EngineErrorKind::DeviceLost,
+            format!("device={device} does not work any more"),
+            error,
+        ),
+        (_, EngineErrorKind::Library) => EngineError::new(
+            EngineErrorKind::Library,
+            format!("device={device} cannot be used by the ONNX Runtime that is loaded; device=cpu can"),
+            error,
+        ),
+        _ => {
+            let what = if text.contains("graph capture") {
+                "its runs cannot be recorded as CUDA graphs, for which the whole model must run on the GPU"
+            } else {
+                "ONNX Runtime cannot load it; it is no ONNX file, damaged, or made for a newer ONNX Runtime, or has what the \
+                 device does not run"
+            };
+            unsupported(&options.model, what.into(), error)
+        }
+    }
 }

@@ -4,11 +4,12 @@ use std::ffi::CString;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 
-use ort::session::Session;
+use ort::session::{RunOptions, Session};
 use ort::value::{Outlet, TensorElementType, ValueType};
 
-use super::value::{HostMemory, OwnedValue, call};
-use super::{c_name, ran_out_of_memory, run_failed, unsupported};
+use super::failure::{kind, run_failed};
+use super::unsupported;
+use super::value::{MemoryPlace, OwnedValue, call};
 use crate::batch::{Ledger, Need, ceiling};
 use crate::decode::{ModelMetadata, OutputShape};
 use crate::engine::model::{DeclaredInput, InputPlan};
@@ -59,6 +60,11 @@ pub(super) fn read_metadata(session: &Session) -> ModelMetadata {
     }
 }
 
+pub(super) fn c_name(file: &Path, name: &str) -> Result<CString, EngineError> {
+    CString::new(name)
+        .map_err(|error| unsupported(file, format!("the name {name:?} holds a zero byte"), error))
+}
+
 pub(super) fn declared(input: &Outlet) -> DeclaredInput {
     let (element, dims) = tensor_type(input.dtype());
     DeclaredInput { name: input.name().to_string(), dims, element, type_name: input.dtype().to_string() }
@@ -77,9 +83,8 @@ pub(super) fn tensor_type(dtype: &ValueType) -> (Option<Element>, Vec<i64>) {
 /// Runs the model once on black frames and reports every output's real shape.
 pub(super) fn probe(
     session: &Session,
-    host: &HostMemory,
+    options: Option<&RunOptions>,
     plan: &InputPlan,
-    input_name: &CString,
     frames: usize,
     file: &Path,
 ) -> Result<Vec<OutputShape>, EngineError> {
@@ -88,16 +93,17 @@ pub(super) fn probe(
     let shape = [frames as i64, 3, i64::from(plan.height), i64::from(plan.width)];
     let names: Vec<CString> =
         session.outputs().iter().map(|output| c_name(file, output.name())).collect::<Result<_, _>>()?;
+    let input_name = c_name(file, session.inputs()[0].name())?;
     let name_pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
     let mut values = vec![ptr::null_mut(); names.len()];
     let outcome = (|| {
         let bytes = batch.input_bytes().ok_or_else(|| ort::Error::new("a slot of the batch is still out"))?;
-        let input = host.view(bytes, &shape, plan.element)?;
-        call(session, None, input_name, input.0.as_ptr(), &name_pointers, &mut values)
+        let input = MemoryPlace::host()?.view(bytes, &shape, plan.element)?;
+        call(session, options, &input_name, input.0.as_ptr(), &name_pointers, &mut values)
     })();
     let values: Vec<_> = values.into_iter().map(|value| NonNull::new(value).map(OwnedValue)).collect();
     outcome.map_err(|error| {
-        if ran_out_of_memory(&error.to_string()) {
+        if kind(&error.to_string()) != EngineErrorKind::Run {
             return run_failed(file, error);
         }
         unsupported(

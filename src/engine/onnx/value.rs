@@ -1,7 +1,7 @@
 //! Calls of ONNX Runtime's C API on values: runs, views of our own memory, what a value holds.
 
-use std::ffi::CString;
-use std::ops::{Deref, Range};
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::ops::Deref;
 use std::ptr::{self, NonNull};
 
 use ort::AsPointer;
@@ -9,7 +9,8 @@ use ort::session::{RunOptions, Session};
 use ort::sys::{ONNXTensorElementDataType as OrtElement, OrtMemoryInfo, OrtValue};
 
 use crate::decode::OutputRef;
-use crate::tensor::{BatchTensor, Element};
+use crate::engine::gpu::driver::DeviceMemory;
+use crate::tensor::Element;
 
 /// One call of `OrtApi::Run`. A null in `outputs` is allocated by ONNX Runtime and then the caller's.
 pub(super) fn call(
@@ -36,20 +37,6 @@ pub(super) fn call(
             outputs.as_mut_ptr(),
         ))
     }
-}
-
-/// Views of one [`BatchTensor`], by the frames that they show.
-#[derive(Default)]
-pub(super) struct Views(pub Vec<(Range<usize>, OwnedValue)>);
-
-impl Views {
-    pub fn of(&self, frames: &Range<usize>) -> Option<&OwnedValue> {
-        self.0.iter().find(|(of, _)| of == frames).map(|(_, view)| view)
-    }
-}
-
-pub(super) fn views(batch: &BatchTensor) -> Option<&Views> {
-    batch.binding.as_ref()?.downcast_ref()
 }
 
 /// An `OrtValue` that is ours to release.
@@ -137,21 +124,34 @@ impl OwnedValue {
     }
 }
 
-/// ONNX Runtime's description of ordinary host memory.
-pub(super) struct HostMemory(NonNull<OrtMemoryInfo>);
+/// ONNX Runtime's description of where tensors are.
+pub(super) struct MemoryPlace(NonNull<OrtMemoryInfo>);
 
 // SAFETY: an immutable description.
-unsafe impl Send for HostMemory {}
+unsafe impl Send for MemoryPlace {}
 // SAFETY: as above.
-unsafe impl Sync for HostMemory {}
+unsafe impl Sync for MemoryPlace {}
 
-impl HostMemory {
-    pub fn new() -> ort::Result<Self> {
+impl MemoryPlace {
+    /// Ordinary host memory.
+    pub fn host() -> ort::Result<Self> {
+        Self::named(c"Cpu", 0)
+    }
+
+    /// Memory of NVIDIA's GPU with this number.
+    pub fn gpu(index: u32) -> ort::Result<Self> {
+        Self::named(c"Cuda", index)
+    }
+
+    fn named(name: &CStr, index: u32) -> ort::Result<Self> {
+        let index = c_int::try_from(index).unwrap_or(c_int::MAX);
         let mut info = ptr::null_mut();
-        // SAFETY: `info` is an out parameter.
+        // SAFETY: the name is copied; `info` is an out parameter.
         unsafe {
-            ort::Error::result_from_status((ort::api().CreateCpuMemoryInfo)(
+            ort::Error::result_from_status((ort::api().CreateMemoryInfo)(
+                name.as_ptr(),
                 ort::sys::OrtAllocatorType::OrtDeviceAllocator,
+                index,
                 ort::sys::OrtMemType::OrtMemTypeDefault,
                 &mut info,
             ))?;
@@ -159,19 +159,45 @@ impl HostMemory {
         NonNull::new(info).map(Self).ok_or_else(|| ort::Error::new("no memory description"))
     }
 
-    /// A tensor over `bytes`, which must outlive it: [`BatchTensor`] drops its binding before its memory.
+    /// A tensor over `bytes` of host memory, which must outlive it: [`crate::tensor::BatchTensor`] drops its binding before its
+    /// memory.
     pub fn view(&self, bytes: &mut [u8], shape: &[i64], element: Element) -> ort::Result<OwnedValue> {
+        // SAFETY: the memory outlives the value (above).
+        unsafe { self.tensor(bytes.as_mut_ptr().cast(), bytes.len(), shape, element) }
+    }
+
+    /// A tensor over memory of the GPU, which must outlive it.
+    pub fn device_tensor(
+        &self,
+        memory: &DeviceMemory,
+        shape: &[i64],
+        element: Element,
+    ) -> ort::Result<OwnedValue> {
+        let address = ptr::without_provenance_mut(memory.address() as usize);
+        // SAFETY: the GPU's memory is nobody's to reach from here, and outlives the value (above).
+        unsafe { self.tensor(address, memory.bytes(), shape, element) }
+    }
+
+    /// # Safety
+    /// So many bytes are there, for as long as the value lives.
+    unsafe fn tensor(
+        &self,
+        start: *mut c_void,
+        bytes: usize,
+        shape: &[i64],
+        element: Element,
+    ) -> ort::Result<OwnedValue> {
         let element = match element {
             Element::F32 => OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
             Element::F16 => OrtElement::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
         };
         let mut value = ptr::null_mut();
-        // SAFETY: ONNX Runtime checks the length against the shape; the memory outlives the value (above).
+        // SAFETY: ONNX Runtime checks the length against the shape; the memory is the caller's promise.
         unsafe {
             ort::Error::result_from_status((ort::api().CreateTensorWithDataAsOrtValue)(
                 self.0.as_ptr(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
+                start,
+                bytes,
                 shape.as_ptr(),
                 shape.len(),
                 element,
@@ -182,7 +208,7 @@ impl HostMemory {
     }
 }
 
-impl Drop for HostMemory {
+impl Drop for MemoryPlace {
     fn drop(&mut self) {
         // SAFETY: owned, released once.
         unsafe { (ort::api().ReleaseMemoryInfo)(self.0.as_ptr()) }

@@ -1,0 +1,282 @@
+//! Runs on a GPU, some of whose steps overlap those of other runs.
+//!
+//! A *lane* is what one run has for itself: a tensor on the GPU for what goes in and one for what comes out, pinned host memory for the
+//! latter, and a queue of copies. There are as many lanes as callers. While one lane's run computes, the next batch is copied into
+//! another's input, and what the last run gave is copied out and decoded.
+//!
+//! ONNX Runtime copies an input to the GPU once, when it is bound; so the lanes' own tensors are bound, once for each number of frames, and our
+//! own copies fill them. One run computes at a time: two at once would have ONNX Runtime's arena grow to hold what is between the
+//! layers twice, and a GPU is filled by one batch.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{self, ThreadId};
+
+use ort::session::{RunOptions, Session};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::binding::Binding;
+use super::failure::Failure;
+use super::host::slot_is_out;
+use super::ports::Ports;
+use super::session;
+use super::value::MemoryPlace;
+use crate::decode::OutputRef;
+use crate::engine::gpu::driver::{Card, Copies, DeviceMemory, Pin, PinnedMemory};
+use crate::engine::{BatchSize, Output};
+use crate::tensor::{BatchTensor, Element};
+
+/// A thread's lane is its own for good: ONNX Runtime keeps recorded graphs by thread.
+pub(super) struct Lanes {
+    lanes: Vec<Mutex<Lane>>,
+    /// Of each lane, as far as they are taken.
+    threads: Mutex<Vec<ThreadId>>,
+    /// Held while a run computes.
+    turn: Mutex<()>,
+    maker: Maker,
+}
+
+/// What lanes are made with.
+struct Maker {
+    card: Arc<Card>,
+    place: MemoryPlace,
+    /// Runs are recorded, each under a number of its own.
+    graphs: Option<AtomicU32>,
+}
+
+struct Lane {
+    /// Before the memory that they are bound to.
+    buckets: Vec<Bucket>,
+    input: DeviceMemory,
+    output: DeviceMemory,
+    host: PinnedMemory,
+    copies: Copies,
+    /// For which there is room.
+    frames: usize,
+}
+
+/// Runs of one number of frames.
+struct Bucket {
+    frames: usize,
+    binding: Binding,
+    /// Under which number such a run is recorded.
+    graph: Option<RunOptions>,
+}
+
+/// Threads whose lanes are remembered.
+const MAX_THREADS: usize = 64;
+
+/// What a [`BatchTensor`] keeps: its memory is pinned, or could not be, which makes copies slower and nothing else.
+struct Pinned {
+    _pin: Option<Pin>,
+}
+
+impl Lanes {
+    /// For so many `callers` and batches of up to `frames`. With `graphs`, runs are recorded and replayed.
+    pub fn new(
+        card: &Arc<Card>,
+        ports: &Ports,
+        callers: usize,
+        frames: usize,
+        graphs: bool,
+    ) -> Result<Self, Failure> {
+        let maker = Maker {
+            card: card.clone(),
+            place: MemoryPlace::gpu(card.index())?,
+            // 0 is what ONNX Runtime takes where nobody says a number.
+            graphs: graphs.then(|| AtomicU32::new(1)),
+        };
+        let lanes = (0..callers.max(1)).map(|_| maker.lane(ports, frames).map(Mutex::new));
+        Ok(Self {
+            lanes: lanes.collect::<Result<_, _>>()?,
+            threads: Mutex::default(),
+            turn: Mutex::default(),
+            maker,
+        })
+    }
+
+    /// Runs every number of frames that will be run, the largest first, so that all that later runs need is there: `batch` has
+    /// room for the largest.
+    pub fn warm_up(
+        &self,
+        session: &Session,
+        ports: &Ports,
+        size: BatchSize,
+        batch: &mut BatchTensor,
+        options: Option<&RunOptions>,
+    ) -> Result<(), Failure> {
+        for lane in &self.lanes {
+            for frames in sizes(size, batch.capacity()) {
+                let mut lane = lane.lock();
+                lane.run(self, session, ports, (batch, &(0..frames)), options, &mut |_| ())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the GPU that the lanes' own tensors take.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |lane: &Mutex<Lane>| {
+            let lane = lane.lock();
+            (lane.input.bytes() + lane.output.bytes()) as u64
+        };
+        self.lanes.iter().map(bytes).sum()
+    }
+
+    /// Runs these frames of `batch` and shows `read` what came out, in this thread's lane.
+    pub fn run(
+        &self,
+        session: &Session,
+        ports: &Ports,
+        batch: &mut BatchTensor,
+        frames: &Range<usize>,
+        options: Option<&RunOptions>,
+        read: &mut dyn FnMut(Output<'_>),
+    ) -> Result<(), Failure> {
+        self.own_lane().run(self, session, ports, (batch, frames), options, read)
+    }
+
+    fn own_lane(&self) -> MutexGuard<'_, Lane> {
+        let own = thread::current().id();
+        let mut threads = self.threads.lock();
+        let position = threads.iter().position(|thread| *thread == own).unwrap_or_else(|| {
+            if threads.len() == MAX_THREADS {
+                // Most are gone, and the others come again.
+                threads.clear();
+            }
+            threads.push(own);
+            threads.len() - 1
+        });
+        drop(threads);
+        self.lanes[position % self.lanes.len()].lock()
+    }
+
+    /// Has the GPU reach the batch's memory without a copy in between, from its first run on.
+    fn pin(&self, batch: &mut BatchTensor) {
+        if batch.binding.as_ref().is_some_and(|binding| binding.is::<Pinned>()) {
+            return;
+        }
+        let capacity = batch.capacity();
+        let Some(bytes) = batch.filled(0..capacity) else { return };
+        let (start, len) = (bytes.as_ptr().cast_mut(), bytes.len());
+        // SAFETY: the batch drops what is bound to its memory before that.
+        let pin = unsafe { self.maker.card.pin(start, len) }.ok();
+        batch.binding = Some(Box::new(Pinned { _pin: pin }));
+    }
+}
+
+impl Maker {
+    fn lane(&self, ports: &Ports, frames: usize) -> Result<Lane, Failure> {
+        let (input, output) = (frames * ports.input.bytes(), frames * ports.output.bytes());
+        Ok(Lane {
+            buckets: Vec::new(),
+            input: self.card.alloc(input)?,
+            output: self.card.alloc(output)?,
+            host: self.card.alloc_pinned(output)?,
+            copies: self.card.copies()?,
+            frames,
+        })
+    }
+}
+
+impl Lane {
+    fn run(
+        &mut self,
+        lanes: &Lanes,
+        session: &Session,
+        ports: &Ports,
+        (batch, frames): (&mut BatchTensor, &Range<usize>),
+        options: Option<&RunOptions>,
+        read: &mut dyn FnMut(Output<'_>),
+    ) -> Result<(), Failure> {
+        let count = frames.len();
+        if count > self.frames {
+            // An element came that wants larger batches.
+            *self = lanes.maker.lane(ports, count)?;
+        }
+        lanes.pin(batch);
+        let input = batch.filled(frames.clone()).ok_or_else(slot_is_out)?;
+        self.copies.upload(input, &self.input)?;
+        let known = self.buckets.iter().position(|bucket| bucket.frames == count);
+        let position = match known {
+            Some(position) => position,
+            None => {
+                self.bind(&lanes.maker, session, ports, count)?;
+                self.buckets.len() - 1
+            }
+        };
+        let bucket = &self.buckets[position];
+        {
+            let _turn = lanes.turn.lock();
+            bucket.binding.run(session, options.or(bucket.graph.as_ref()))?;
+        }
+        let output = &mut self.host.bytes_mut()[..count * ports.output.bytes()];
+        self.copies.download(&self.output, output)?;
+        let values = values(output, ports.output.element)?;
+        read(Output { values, frame_len: ports.output.len });
+        Ok(())
+    }
+
+    fn bind(
+        &mut self,
+        maker: &Maker,
+        session: &Session,
+        ports: &Ports,
+        frames: usize,
+    ) -> Result<(), Failure> {
+        let place = &maker.place;
+        let input = place.device_tensor(&self.input, &ports.input_shape(frames), ports.input.element)?;
+        let output = place.device_tensor(&self.output, &ports.output_shape(frames), ports.output.element)?;
+        let binding = Binding::new(session, (&ports.input_name, input), (&ports.output_name, output))?;
+        let next = maker.graphs.as_ref().map(|next| next.fetch_add(1, Ordering::Relaxed));
+        let graph = next.map(session::recorded_options).transpose()?;
+        self.buckets.push(Bucket { frames, binding, graph });
+        Ok(())
+    }
+}
+
+/// The numbers of frames that batches of up to `largest` are run with, falling.
+fn sizes(size: BatchSize, largest: usize) -> impl Iterator<Item = usize> {
+    let fewer = (0..usize::BITS).rev().map(|bit| 1 << bit).filter(move |&frames| frames < largest);
+    std::iter::once(largest).chain(fewer.filter(move |_| !size.is_fixed()))
+}
+
+/// The floats that these bytes are.
+fn values(bytes: &[u8], element: Element) -> Result<OutputRef<'_>, Failure> {
+    // SAFETY: any bits are a valid float.
+    let (outside, values) = unsafe {
+        match element {
+            Element::F32 => {
+                let (before, values, after) = bytes.align_to();
+                (before.len() + after.len(), OutputRef::F32(values))
+            }
+            Element::F16 => {
+                let (before, values, after) = bytes.align_to();
+                (before.len() + after.len(), OutputRef::F16(values))
+            }
+        }
+    };
+    // The driver gives whole pages.
+    if outside == 0 { Ok(values) } else { Err(ort::Error::new("the output is not aligned").into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_of_frames_that_will_be_run_is_warmed_the_largest_first() {
+        for (size, largest, expected) in [
+            (BatchSize::Steps, 1, &[1][..]),
+            (BatchSize::Steps, 2, &[2, 1]),
+            (BatchSize::Steps, 6, &[6, 4, 2, 1]),
+            (BatchSize::Steps, 8, &[8, 4, 2, 1]),
+            (BatchSize::Fixed(4), 4, &[4]),
+        ] {
+            assert_eq!(sizes(size, largest).collect::<Vec<_>>(), expected);
+            let run = |frames| expected.contains(&size.run(frames, largest));
+            assert!((1..=largest).all(run), "{size:?}, {largest}");
+        }
+    }
+}
