@@ -212,7 +212,8 @@ fn refused(options: &SessionOptions, error: Failure, otherwise: EngineErrorKind)
             error,
         ),
         _ => {
-            let what = if text.contains("graph capture") {
+            // "This session cannot use the graph capture feature (1.17: the CUDA Graph feature) as requested by the user".
+            let what = if options.gpu.graph && text.contains("This session cannot use the") {
                 "its runs cannot be recorded as CUDA graphs, for which the whole model must run on the GPU"
             } else {
                 "ONNX Runtime cannot load it; it is no ONNX file, damaged, or made for a newer ONNX Runtime, or has what the \

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, ThreadId};
 
 use ort::session::{RunOptions, Session};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::binding::Binding;
 use super::failure::Failure;
@@ -62,7 +62,13 @@ struct Bucket {
     binding: Binding,
     /// Under which number such a run is recorded.
     graph: Option<RunOptions>,
+    /// It is.
+    recorded: bool,
 }
+
+/// While CUDA records, no thread of the process may do certain other things on a GPU, such as pinning memory: held alone by a run that is
+/// recorded, and together by our own calls.
+static RECORDING: RwLock<()> = RwLock::new(());
 
 /// Threads whose lanes are remembered.
 const MAX_THREADS: usize = 64;
@@ -193,11 +199,14 @@ impl Lane {
         let count = frames.len();
         if count > self.frames {
             // An element came that wants larger batches.
+            let _quiet = RECORDING.read();
             *self = lanes.maker.lane(ports, count)?;
         }
+        let quiet = RECORDING.read();
         lanes.pin(batch);
         let input = batch.filled(frames.clone()).ok_or_else(slot_is_out)?;
         self.copies.upload(input, &self.input)?;
+        drop(quiet);
         let known = self.buckets.iter().position(|bucket| bucket.frames == count);
         let position = match known {
             Some(position) => position,
@@ -206,13 +215,18 @@ impl Lane {
                 self.buckets.len() - 1
             }
         };
-        let bucket = &self.buckets[position];
+        let bucket = &mut self.buckets[position];
         {
             let _turn = lanes.turn.lock();
+            let records = options.is_none() && bucket.graph.is_some() && !bucket.recorded;
+            let _alone = records.then(|| RECORDING.write());
             bucket.binding.run(session, options.or(bucket.graph.as_ref()))?;
+            bucket.recorded |= records;
         }
         let output = &mut self.host.bytes_mut()[..count * ports.output.bytes()];
+        let quiet = RECORDING.read();
         self.copies.download(&self.output, output)?;
+        drop(quiet);
         let values = values(output, ports.output.element)?;
         read(Output { values, frame_len: ports.output.len });
         Ok(())
@@ -231,7 +245,7 @@ impl Lane {
         let binding = Binding::new(session, (&ports.input_name, input), (&ports.output_name, output))?;
         let next = maker.graphs.as_ref().map(|next| next.fetch_add(1, Ordering::Relaxed));
         let graph = next.map(session::recorded_options).transpose()?;
-        self.buckets.push(Bucket { frames, binding, graph });
+        self.buckets.push(Bucket { frames, binding, graph, recorded: false });
         Ok(())
     }
 }
