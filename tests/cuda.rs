@@ -209,6 +209,12 @@ fn tensorrt_comes_before_cuda_and_keeps_what_it_compiles() {
     let mut found = logged("tensorrt ");
     found.sort_unstable();
     assert_eq!(found, expected);
+    // More than it was compiled for at once would have it compile anew.
+    let small = load(&options, 2).unwrap();
+    let error = small.run(&mut noise(&small, 4, 1), 0..4, &mut |_| ()).unwrap_err();
+    assert!(error.kind == EngineErrorKind::OutOfMemory && error.detail.contains("up to 2"), "{error}");
+    assert_eq!(run(&small, &mut noise(&small, 2, 1), 0..2).len(), 2 * small.spec().output.len);
+    drop(small);
     forget();
     // One size is all that there is.
     let fixed = SessionOptions { model: tiny("fixed_batch4").into(), tensorrt_cache: None, ..options };

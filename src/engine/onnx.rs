@@ -352,11 +352,9 @@ impl Loading<'_> {
 
     fn lanes(&self, card: &Arc<Card>, ports: &Ports, frames: usize) -> Result<Lanes, EngineError> {
         let file = self.options.model.as_path();
-        let callers = self.options.plan.callers;
         let mut batch =
             BatchTensor::new(frames, ports.input).map_err(|error| EngineError::no_room(file, error))?;
-        let lanes = Lanes::new(card, ports, callers, frames, self.unrecorded.is_some())
-            .map_err(|error| run_failed(file, error))?;
+        let lanes = Lanes::new(card, self.options, ports, frames).map_err(|error| run_failed(file, error))?;
         lanes
             .warm_up(self.session, ports, self.plan.batch, &mut batch, self.unrecorded.as_ref())
             .map_err(|error| run_failed(file, error))?;

@@ -189,7 +189,7 @@ fn refused(options: &SessionOptions, error: Failure, otherwise: EngineErrorKind)
     let text = error.to_string().replace(&options.model.display().to_string(), "");
     let kind = match &error {
         Failure::Onnx(_) => kind(&text),
-        Failure::Driver(_) => error.kind(),
+        _ => error.kind(),
     };
     match (kind, otherwise) {
         (EngineErrorKind::OutOfMemory, _) => EngineError::new(

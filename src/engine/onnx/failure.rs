@@ -11,6 +11,10 @@ use crate::engine::{EngineError, EngineErrorKind};
 pub(super) enum Failure {
     Onnx(ort::Error),
     Driver(DriverError),
+    /// More frames at once than TensorRT was told of when it compiled the model: it would do so anew, for a minute or more.
+    Beyond {
+        compiled: usize,
+    },
 }
 
 impl From<ort::Error> for Failure {
@@ -30,6 +34,12 @@ impl Display for Failure {
         match self {
             Self::Onnx(error) => error.fmt(f),
             Self::Driver(error) => error.fmt(f),
+            Self::Beyond { compiled } => {
+                write!(
+                    f,
+                    "TensorRT compiled the model for batches of up to {compiled}, the max-batch of its first element"
+                )
+            }
         }
     }
 }
@@ -39,6 +49,8 @@ impl Failure {
     pub fn kind(&self) -> EngineErrorKind {
         match self {
             Self::Onnx(error) => kind(&error.to_string()),
+            // Fewer frames go well.
+            Self::Beyond { .. } => EngineErrorKind::OutOfMemory,
             Self::Driver(error) if error.is_out_of_memory() => EngineErrorKind::OutOfMemory,
             Self::Driver(error) if error.is_lost() => EngineErrorKind::DeviceLost,
             Self::Driver(_) => EngineErrorKind::Run,

@@ -20,9 +20,10 @@ use super::binding::Binding;
 use super::failure::Failure;
 use super::host::slot_is_out;
 use super::ports::Ports;
-use super::session;
 use super::value::MemoryPlace;
+use super::{SessionOptions, session};
 use crate::decode::OutputRef;
+use crate::engine::device::Device;
 use crate::engine::gpu::driver::{Card, Copies, DeviceMemory, Pin, PinnedMemory};
 use crate::engine::{BatchSize, Output};
 use crate::tensor::{BatchTensor, Element};
@@ -43,6 +44,8 @@ struct Maker {
     place: MemoryPlace,
     /// Runs are recorded, each under a number of its own.
     graphs: Option<AtomicU32>,
+    /// Batches may become larger than the first lanes are for.
+    grows: bool,
 }
 
 struct Lane {
@@ -79,21 +82,21 @@ struct Pinned {
 }
 
 impl Lanes {
-    /// For so many `callers` and batches of up to `frames`. With `graphs`, runs are recorded and replayed.
+    /// For batches of up to `frames`.
     pub fn new(
         card: &Arc<Card>,
+        options: &SessionOptions,
         ports: &Ports,
-        callers: usize,
         frames: usize,
-        graphs: bool,
     ) -> Result<Self, Failure> {
         let maker = Maker {
             card: card.clone(),
             place: MemoryPlace::gpu(card.index())?,
             // 0 is what ONNX Runtime takes where nobody says a number.
-            graphs: graphs.then(|| AtomicU32::new(1)),
+            graphs: options.gpu.graph.then(|| AtomicU32::new(1)),
+            grows: !matches!(options.device, Device::TensorRt(_)),
         };
-        let lanes = (0..callers.max(1)).map(|_| maker.lane(ports, frames).map(Mutex::new));
+        let lanes = (0..options.plan.callers.max(1)).map(|_| maker.lane(ports, frames).map(Mutex::new));
         Ok(Self {
             lanes: lanes.collect::<Result<_, _>>()?,
             threads: Mutex::default(),
@@ -198,6 +201,9 @@ impl Lane {
     ) -> Result<(), Failure> {
         let count = frames.len();
         if count > self.frames {
+            if !lanes.maker.grows {
+                return Err(Failure::Beyond { compiled: self.frames });
+            }
             // An element came that wants larger batches.
             let _quiet = RECORDING.read();
             *self = lanes.maker.lane(ports, count)?;
