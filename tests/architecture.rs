@@ -151,6 +151,7 @@ fn unsafe_code_stays_where_it_is_expected_and_says_why_it_is_sound() {
         "engine/runtime.rs",
         "engine/cache/system.rs",
         "engine/gpu/driver",
+        "engine/gpu/libraries.rs",
         "preprocess/rows/avx2.rs",
         "preprocess/rows/neon.rs",
         "decode/vectors.rs",

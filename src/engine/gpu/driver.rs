@@ -14,6 +14,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+pub(super) use self::api::LIBRARY;
 use self::api::{Address, Api, Handle, api};
 use crate::engine::runtime;
 use crate::memory::nvml;
@@ -65,7 +66,7 @@ impl DriverError {
 
     /// There is no driver: its library cannot be opened.
     pub fn is_absent(&self) -> bool {
-        self.call == api::LIBRARY
+        self.call == LIBRARY
     }
 
     fn refused(call: &'static str, text: String) -> Self {

@@ -4,6 +4,7 @@
 pub mod budget;
 pub mod check;
 pub mod driver;
+mod libraries;
 pub mod provider;
 
 /// How cuDNN's algorithm is chosen for each convolution.

@@ -9,7 +9,7 @@ use once_cell::sync::OnceCell;
 use super::DriverError;
 
 /// What the library is called, and a [`DriverError::call`] where it is the library that is missing.
-pub(super) const LIBRARY: &str = "libcuda.so.1";
+pub(in crate::engine::gpu) const LIBRARY: &str = "libcuda.so.1";
 /// Where Windows puts it for its Linux guests, in case that the loader was not told.
 const LIBRARY_OF_WSL: &str = "/usr/lib/wsl/lib/libcuda.so.1";
 

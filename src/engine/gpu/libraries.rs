@@ -1,0 +1,134 @@
+//! Loads the libraries that a provider needs, for ever: the loader then finds them by their names when ONNX Runtime loads the provider,
+//! wherever they lie.
+
+use std::env;
+use std::ffi::c_void;
+use std::path::{Path, PathBuf};
+
+use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL, RTLD_NOW};
+use parking_lot::Mutex;
+
+use super::provider::{self, Flaw};
+use crate::engine::cache::system;
+
+/// A library that cannot be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub name: String,
+    /// What is wrong with it; `None` where it is not there at all.
+    pub why: Option<String>,
+}
+
+/// Those that stay, by the names by which they were wanted.
+static KEPT: Mutex<Vec<(String, Library)>> = Mutex::new(Vec::new());
+
+/// Loads `names`, each from `folder` where it is there, else from where the loader finds it. What was loaded stays, also where others
+/// are missing.
+///
+/// # Errors
+/// All that cannot be loaded.
+pub fn keep(names: &[String], folder: &Path) -> Result<(), Vec<Missing>> {
+    let mut kept = KEPT.lock();
+    let mut wanted: Vec<Wanted> = Vec::new();
+    for name in names {
+        want(name, folder, &mut wanted);
+    }
+    loop {
+        let before = wanted.len();
+        wanted.retain_mut(|library| match library.load(&kept) {
+            Ok(loaded) => {
+                kept.extend(loaded.map(|loaded| (library.name.clone(), loaded)));
+                false
+            }
+            Err(why) => {
+                library.why = Some(why);
+                true
+            }
+        });
+        // One needs another, in an order that only the loader knows.
+        if wanted.is_empty() || wanted.len() == before {
+            break;
+        }
+    }
+    if wanted.is_empty() { Ok(()) } else { Err(wanted.into_iter().map(Wanted::missing).collect()) }
+}
+
+struct Wanted {
+    name: String,
+    /// Where it lies beside ONNX Runtime.
+    file: Option<PathBuf>,
+    flaw: Option<Flaw>,
+    /// The loader's words.
+    why: Option<String>,
+}
+
+/// Adds a library, and before it those that it needs and that lie beside it, where the loader does not look.
+fn want(name: &str, folder: &Path, wanted: &mut Vec<Wanted>) {
+    if wanted.iter().any(|library| library.name == name) {
+        return;
+    }
+    let file = Some(folder.join(name)).filter(|file| file.exists());
+    let (needed, flaw) = match file.clone().or_else(|| on_path(name)).as_deref().map(provider::needed) {
+        Some(Ok(needed)) => (needed, None),
+        // The loader passes over what is none on its way.
+        Some(Err(flaw)) if file.is_some() || matches!(flaw, Flaw::CutOff { .. }) => (Vec::new(), Some(flaw)),
+        Some(Err(_)) | None => (Vec::new(), None),
+    };
+    let place = wanted.len();
+    wanted.push(Wanted { name: name.into(), file, flaw, why: None });
+    for name in needed.iter().filter(|name| folder.join(name).exists()) {
+        want(name, folder, wanted);
+    }
+    // Behind what it needs.
+    wanted[place..].rotate_left(1);
+}
+
+/// The file that the loader takes where a user has told it where to look. What it knows from the system is the system's to keep whole.
+fn on_path(name: &str) -> Option<PathBuf> {
+    let folders = env::var_os("LD_LIBRARY_PATH")?;
+    env::split_paths(&folders).map(|folder| folder.join(name)).find(|file| file.exists())
+}
+
+impl Wanted {
+    /// Nothing where it is kept already.
+    fn load(&self, kept: &[(String, Library)]) -> Result<Option<Library>, String> {
+        if kept.iter().any(|(name, _)| *name == self.name) {
+            return Ok(None);
+        }
+        // One that the process has is the one that ONNX Runtime gets: by its path, a second would be loaded.
+        if let Ok(loaded) = open(Path::new(&self.name), libc::RTLD_NOLOAD) {
+            return Ok(Some(loaded));
+        }
+        match &self.flaw {
+            Some(flaw) => Err(flaw.to_string()),
+            None => open(self.file.as_deref().unwrap_or(Path::new(&self.name)), 0).map(Some),
+        }
+    }
+
+    fn missing(self) -> Missing {
+        let Self { name, flaw, why, .. } = self;
+        let is_absent =
+            |why: &String| why.starts_with(&format!("{name}: cannot open shared object file: No such"));
+        let why = flaw.map(|flaw| flaw.to_string()).or_else(|| why.filter(|why| !is_absent(why)));
+        Missing { name, why }
+    }
+}
+
+/// What the library lacks is found out here, where it would else end the process at the first call of it.
+fn open(path: &Path, more: libc::c_int) -> Result<Library, String> {
+    // SAFETY: loading runs the library's initialisers; ONNX Runtime would load the same one, by the same name.
+    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | more) }.map_err(|error| {
+        // The loader's own words are the error's source.
+        std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+    })
+}
+
+/// The file of ONNX Runtime's library, which is loaded, where `name` is one for the loader alone; `None` where the loader
+/// knows it by no such name.
+pub fn loaded_file(name: &Path) -> Option<PathBuf> {
+    // SAFETY: it is loaded already, so nothing of it runs.
+    let library = unsafe { Library::open(Some(name), RTLD_LAZY | libc::RTLD_NOLOAD) }.ok()?;
+    // SAFETY: only the address is looked at.
+    let entry = unsafe { library.get::<*const c_void>(b"OrtGetApiBase\0") }.ok()?;
+    system::object_file(entry.into_raw().addr())
+}
