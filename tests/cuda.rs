@@ -13,9 +13,10 @@ mod stress;
 
 use std::path::PathBuf;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use boxes::{compare_all, every_layout_finds_the_same, pictures_keep_their_own_boxes, references};
-use common::{Detect, asset, solid, tiny, watch, yolo12n};
+use common::{Detect, PATIENCE, asset, solid, tiny, watch, yolo12n};
 use cuda_driver::{Balance, balance};
 use gpu::{control, forget, log, logged, on_gpu, scratch};
 use gst::prelude::*;
@@ -267,6 +268,63 @@ fn callers_at_the_same_time_get_what_each_gets_alone() {
     stress(&load(&options(model, Device::Cuda(0)), 2).unwrap(), 3, 2, 4);
     assert!(logged("two at once").is_empty(), "one run computes at a time");
     assert_eq!(balance(), Balance::default());
+}
+
+/// Waits for what other threads do, and no longer than for a hang to be told.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_next_batch_is_copied_while_one_computes() {
+    if !on_gpu("the_next_batch_is_copied_while_one_computes") {
+        return;
+    }
+    let engine = load(&tiny_options(), 2).unwrap();
+    let alone = [1, 2].map(|seed| run(&engine, &mut noise(&engine, 2, seed), 0..2));
+    forget();
+    control("held=1");
+    thread::scope(|scope| {
+        let caller = |seed: u64| {
+            let engine = &engine;
+            scope.spawn(move || run(engine, &mut noise(engine, 2, seed), 0..2))
+        };
+        let first = caller(1);
+        until("a run begins", || bound().len() == 1);
+        assert_eq!(balance().pins, 1);
+        let second = caller(2);
+        // That is where its copy begins.
+        until("the next one's memory is pinned", || balance().pins == 2);
+        assert_eq!(bound().len(), 1, "it does not compute yet");
+        control("");
+        assert_eq!([first.join().unwrap(), second.join().unwrap()], alone);
+    });
+    assert_eq!(bound().len(), 2);
+}
+
+#[test]
+fn one_batch_is_decoded_while_the_next_computes() {
+    if !on_gpu("one_batch_is_decoded_while_the_next_computes") {
+        return;
+    }
+    let engine = load(&tiny_options(), 2).unwrap();
+    let (ran, other) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        engine
+            .run(&mut noise(&engine, 2, 1), 0..2, &mut |output| {
+                let (ran, engine) = (ran.clone(), &engine);
+                scope.spawn(move || {
+                    ran.send(run(engine, &mut noise(engine, 1, 2), 0..1)).unwrap();
+                });
+                let other = other.recv_timeout(PATIENCE).expect("a run beside the decoding of another");
+                assert_eq!(other.len(), output.frame_len);
+            })
+            .unwrap();
+    });
 }
 
 #[test]

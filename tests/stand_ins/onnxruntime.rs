@@ -9,6 +9,7 @@
 //! lost      each run, and each new session, fails with this CUDA error, as after a kernel that failed
 //! session   a session that is made fails: 1 out of memory, 2 for the model
 //! provider  1: the provider's library cannot be loaded
+//! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
 //! ```
 //! The file `ONNXRUNTIME_STAND_IN_LOG` gets a line for each option of a provider (`cuda device_id=0`), provider that a session is given
@@ -24,6 +25,8 @@ use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ort_sys::{
     OrtAllocatorType, OrtApi, OrtApiBase, OrtCUDAProviderOptionsV2, OrtEnv, OrtErrorCode, OrtIoBinding,
@@ -389,6 +392,10 @@ unsafe extern "system" fn run_with_binding(
     note(&format!("bound {frames}"));
     if COMPUTING.fetch_add(1, Ordering::SeqCst) > 0 {
         note("two at once");
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while control("held") == Some(1) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
     }
     // SAFETY: as the caller calls it.
     let status = unsafe { (real().RunWithBinding)(session, options, binding) };
