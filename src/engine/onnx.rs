@@ -1,9 +1,8 @@
 //! One ONNX Runtime session behind [`Engine`]. These files and [`super::runtime`] alone name `ort`.
 //!
-//! A run goes through the C API: on host memory ([`host`]) without a copy, on a GPU ([`lanes`]) with copies that overlap other runs. ONNX
-//! Runtime documents that `Run` may be
-//! called by several threads at once on one session; `ort`'s own call wants it exclusively. `tests/callers.rs` compares
-//! 100,000 such runs, bit by bit, with single ones.
+//! A run goes through the C API: on host memory (`host`) without a copy, on a GPU (`lanes`) with copies that overlap other runs.
+//! ONNX Runtime documents that `Run` may be called by several threads at once on one session; `ort`'s own call wants it
+//! exclusively. `tests/callers.rs` compares 100,000 such runs, bit by bit, with single ones.
 
 mod binding;
 mod cuda;
