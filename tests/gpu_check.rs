@@ -348,6 +348,21 @@ fn libraries_are_found_where_the_loader_looks() {
     assert_eq!(log().iter().filter(|line| *line == "load").count(), 1);
 }
 
+/// One that the loader finds needs, by way of another, one that it does not find: that is loaded by then.
+#[test]
+fn libraries_may_lie_in_several_places() {
+    if !beside("libraries_may_lie_in_several_places", |folder| {
+        complete(folder);
+        fs::remove_file(folder.path().join("ort/libcublas.so.13")).unwrap();
+        folder.library("libcublas.so.13", &["libother.so.1"]);
+        folder.library("libother.so.1", &["libcurand.so.10"]);
+    }) {
+        return;
+    }
+    tried(&Device::Cuda(0)).unwrap();
+    assert!(is_loaded("libother.so.1"));
+}
+
 /// A library that the process has is used, wherever others of its name lie.
 #[test]
 fn libraries_that_an_application_has_are_used() {

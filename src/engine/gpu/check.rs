@@ -44,12 +44,9 @@ pub fn check(device: &Device, library: Library<'_>) -> Result<(), EngineError> {
     says.driver_is_new_enough(version, files.major)?;
     let gpu = driver::describe(number).map_err(no_start)?;
     says.can_run_kernels(&gpu.name, gpu.compute_capability, files.major)?;
-    if files.is_loaded {
-        return Ok(());
-    }
     let folder = files.folder.as_deref().unwrap_or(Path::new("/"));
     libraries::keep(&files.needed, folder).map_err(|missing| says.lacks(&missing, files.major))?;
-    remember(Files { is_loaded: true, ..files }, device);
+    GOOD.lock()[slot(device)] = Some(files);
     Ok(())
 }
 
@@ -79,18 +76,13 @@ struct Files {
     needed: Vec<String>,
     /// Of CUDA, that they were built for; `None` where it cannot be told.
     major: Option<u32>,
-    is_loaded: bool,
 }
 
-/// Those of CUDA, and with TensorRT: one process has one ONNX Runtime.
+/// With which CUDA was good, and TensorRT: one process has one ONNX Runtime.
 static GOOD: Mutex<[Option<Files>; 2]> = Mutex::new([None, None]);
 
 fn slot(device: &Device) -> usize {
     usize::from(matches!(device, Device::TensorRt(_)))
-}
-
-fn remember(files: Files, device: &Device) {
-    GOOD.lock()[slot(device)] = Some(files);
 }
 
 fn files(says: &Says<'_>, library: &Library<'_>) -> Result<Files, EngineError> {
@@ -121,7 +113,7 @@ fn files(says: &Says<'_>, library: &Library<'_>) -> Result<Files, EngineError> {
     needed.retain(|name| name != driver::LIBRARY);
     needed.sort();
     needed.dedup();
-    Ok(Files { folder, needed, major, is_loaded: false })
+    Ok(Files { folder, needed, major })
 }
 
 /// Where ONNX Runtime looks for its providers: beside itself.

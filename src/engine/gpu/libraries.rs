@@ -23,7 +23,7 @@ pub struct Missing {
 static KEPT: Mutex<Vec<(String, Library)>> = Mutex::new(Vec::new());
 
 /// Loads `names`, each from `folder` where it is there, else from where the loader finds it. What was loaded stays, also where others
-/// are missing.
+/// are missing, and is not looked for again.
 ///
 /// # Errors
 /// All that cannot be loaded.
@@ -31,13 +31,13 @@ pub fn keep(names: &[String], folder: &Path) -> Result<(), Vec<Missing>> {
     let mut kept = KEPT.lock();
     let mut wanted: Vec<Wanted> = Vec::new();
     for name in names {
-        want(name, folder, &mut wanted);
+        want(name, folder, &kept, &mut wanted);
     }
     loop {
         let before = wanted.len();
-        wanted.retain_mut(|library| match library.load(&kept) {
+        wanted.retain_mut(|library| match library.load() {
             Ok(loaded) => {
-                kept.extend(loaded.map(|loaded| (library.name.clone(), loaded)));
+                kept.push((library.name.clone(), loaded));
                 false
             }
             Err(why) => {
@@ -62,9 +62,9 @@ struct Wanted {
     why: Option<String>,
 }
 
-/// Adds a library, and before it those that it needs and that lie beside it, where the loader does not look.
-fn want(name: &str, folder: &Path, wanted: &mut Vec<Wanted>) {
-    if wanted.iter().any(|library| library.name == name) {
+/// Adds a library that is not kept yet, and before it those that it needs and that lie beside it, where the loader does not look.
+fn want(name: &str, folder: &Path, kept: &[(String, Library)], wanted: &mut Vec<Wanted>) {
+    if kept.iter().any(|(kept, _)| kept == name) || wanted.iter().any(|library| library.name == name) {
         return;
     }
     let file = Some(folder.join(name)).filter(|file| file.exists());
@@ -77,7 +77,7 @@ fn want(name: &str, folder: &Path, wanted: &mut Vec<Wanted>) {
     let place = wanted.len();
     wanted.push(Wanted { name: name.into(), file, flaw, why: None });
     for name in needed.iter().filter(|name| folder.join(name).exists()) {
-        want(name, folder, wanted);
+        want(name, folder, kept, wanted);
     }
     // Behind what it needs.
     wanted[place..].rotate_left(1);
@@ -90,18 +90,14 @@ fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 impl Wanted {
-    /// Nothing where it is kept already.
-    fn load(&self, kept: &[(String, Library)]) -> Result<Option<Library>, String> {
-        if kept.iter().any(|(name, _)| *name == self.name) {
-            return Ok(None);
-        }
+    fn load(&self) -> Result<Library, String> {
         // One that the process has is the one that ONNX Runtime gets: by its path, a second would be loaded.
         if let Ok(loaded) = open(Path::new(&self.name), libc::RTLD_NOLOAD) {
-            return Ok(Some(loaded));
+            return Ok(loaded);
         }
         match &self.flaw {
             Some(flaw) => Err(flaw.to_string()),
-            None => open(self.file.as_deref().unwrap_or(Path::new(&self.name)), 0).map(Some),
+            None => open(self.file.as_deref().unwrap_or(Path::new(&self.name)), 0),
         }
     }
 
