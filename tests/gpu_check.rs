@@ -320,6 +320,29 @@ fn damaged_libraries_are_told_and_not_loaded() {
     tried(&Device::Cuda(0)).unwrap();
 }
 
+/// NVIDIA's have the loader look beside themselves.
+#[test]
+fn a_damaged_library_is_not_loaded_by_way_of_others() {
+    if !beside("a_damaged_library_is_not_loaded_by_way_of_others", |folder| {
+        complete(folder);
+        let beside_itself = ["-Wl,-rpath,$ORIGIN"];
+        folder.library_with("ort/libcublas.so.13", &["libcublasLt.so.13"], &beside_itself);
+        folder.library_with("ort/libcudart.so.13", &["libcublas.so.13"], &beside_itself);
+        fs::remove_file(folder.path().join("ort/libcurand.so.10")).unwrap();
+    }) {
+        return;
+    }
+    let file = folder().join("ort/libcublasLt.so.13");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    let message = refused(&Device::Cuda(0), EngineErrorKind::Library, &["libcublasLt.so.13 (is cut off"]);
+    assert!(message.contains("libcurand.so.10") && !message.contains("libcublas.so.13"), "{message}");
+    assert!(!is_loaded("libcublas") && !is_loaded("libcudart") && is_loaded("libcudnn"));
+    fs::write(&file, whole).unwrap();
+    assert!(!refused(&Device::Cuda(0), EngineErrorKind::Library, &["libcurand.so.10"]).contains("libcublas"));
+    assert!(is_loaded("libcublas.so.13") && is_loaded("libcudart"));
+}
+
 #[test]
 fn libraries_are_found_beside_onnx_runtime() {
     if !beside("libraries_are_found_beside_onnx_runtime", complete) {

@@ -57,6 +57,11 @@ impl Folder {
     /// Builds a library that does nothing, called `name`, and needs others: these need not be there yet. `name` may have a
     /// folder before it.
     pub fn library(&self, name: &str, needed: &[&str]) -> PathBuf {
+        self.library_with(name, needed, &[])
+    }
+
+    /// The same with options of the compiler.
+    pub fn library_with(&self, name: &str, needed: &[&str], options: &[&str]) -> PathBuf {
         let library = self.path().join(name);
         fs::create_dir_all(library.parent().unwrap()).unwrap();
         // To link with a library, there must be one.
@@ -66,7 +71,8 @@ impl Folder {
                 empty(&stub, name, &[]);
             }
         }
-        let mut options = vec![format!("-L{}", self.link().display()), "-Wl,--no-as-needed".into()];
+        let mut options: Vec<_> = options.iter().map(ToString::to_string).collect();
+        options.extend([format!("-L{}", self.link().display()), "-Wl,--no-as-needed".into()]);
         options.extend(needed.iter().map(|name| format!("-l:{name}")));
         let soname = Path::new(name).file_name().and_then(OsStr::to_str).unwrap();
         empty(&library, soname, &options);

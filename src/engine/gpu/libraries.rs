@@ -33,6 +33,8 @@ pub fn keep(names: &[String], folder: &Path) -> Result<(), Vec<Missing>> {
     for name in names {
         want(name, folder, &kept, &mut wanted);
     }
+    let blocked = blocked(&wanted);
+    wanted.retain(|library| library.flaw.is_some() || !blocked.contains(&library.name));
     loop {
         let before = wanted.len();
         wanted.retain_mut(|library| match library.load() {
@@ -58,11 +60,27 @@ struct Wanted {
     /// Where it lies beside ONNX Runtime.
     file: Option<PathBuf>,
     flaw: Option<Flaw>,
+    needed: Vec<String>,
     /// The loader's words.
     why: Option<String>,
 }
 
-/// Adds a library that is not kept yet, and before it those that it needs and that lie beside it, where the loader does not look.
+/// Those that are damaged, and those that would have the loader load a damaged one.
+fn blocked(wanted: &[Wanted]) -> Vec<String> {
+    let mut blocked: Vec<String> = Vec::new();
+    loop {
+        let more = wanted.iter().filter(|library| !blocked.contains(&library.name)).filter(|library| {
+            library.flaw.is_some() || library.needed.iter().any(|name| blocked.contains(name))
+        });
+        let more: Vec<_> = more.map(|library| library.name.clone()).collect();
+        if more.is_empty() {
+            return blocked;
+        }
+        blocked.extend(more);
+    }
+}
+
+/// Adds a library that is not kept yet, and those that it needs and that lie beside it, where the loader does not look.
 fn want(name: &str, folder: &Path, kept: &[(String, Library)], wanted: &mut Vec<Wanted>) {
     if kept.iter().any(|(kept, _)| kept == name) || wanted.iter().any(|library| library.name == name) {
         return;
@@ -74,13 +92,10 @@ fn want(name: &str, folder: &Path, kept: &[(String, Library)], wanted: &mut Vec<
         Some(Err(flaw)) if file.is_some() || matches!(flaw, Flaw::CutOff { .. }) => (Vec::new(), Some(flaw)),
         Some(Err(_)) | None => (Vec::new(), None),
     };
-    let place = wanted.len();
-    wanted.push(Wanted { name: name.into(), file, flaw, why: None });
+    wanted.push(Wanted { name: name.into(), file, flaw, needed: needed.clone(), why: None });
     for name in needed.iter().filter(|name| folder.join(name).exists()) {
         want(name, folder, kept, wanted);
     }
-    // Behind what it needs.
-    wanted[place..].rotate_left(1);
 }
 
 /// The file that the loader takes where a user has told it where to look. What it knows from the system is the system's to keep whole.
