@@ -3,10 +3,12 @@
 set -euo pipefail
 # shellcheck source=pipelines/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=pipelines/cuda.sh
+. "$ROOT/pipelines/cuda.sh"
 
 usage() {
     cat <<'TEXT'
-Usage: pipelines/setup.sh [--no-apt] [--openvino] [--print-env] [-h]
+Usage: pipelines/setup.sh [--no-apt] [--openvino] [--cuda[=12|=13|=system]] [--print-env] [-h]
 
 Installs the system packages that are missing (as root, or through sudo), then fetches into
 target/assets what a pipeline needs; a file that is there and intact is not fetched again:
@@ -21,10 +23,24 @@ target/assets what a pipeline needs; a file that is there and intact is not fetc
                    openvino/libonnxruntime.so.1.24.1   ONNX Runtime with OpenVINO 2025.4 and all that
                                                        belongs to it (PyPI onnxruntime-openvino; MIT,
                                                        Apache-2.0; 84 MB, 158 MB unpacked; x86-64 only)
+  --cuda       fetch what device=cuda needs beside NVIDIA's driver, for the CUDA version of the driver
+               that is here; --cuda=13 and --cuda=12 for another machine's (an image that is built
+               without a GPU). x86-64 only; the sizes are told before anything is fetched:
+                   cuda/    for CUDA 13: onnxruntime-gpu 1.31.1 (MIT), CUDA 13.5 and cuDNN 9.28
+                            (NVIDIA's licences); 1.6 GB, 2.5 GB unpacked
+                   cuda12/  for CUDA 12: onnxruntime-gpu 1.24.4, CUDA 12.9 and cuDNN 9.28;
+                            2.0 GB, 3.1 GB unpacked
+               --cuda=system fetches onnxruntime-gpu alone (into cuda-system/ or cuda12-system/; 256 MB,
+               315 MB unpacked) and uses the system's CUDA and cuDNN 9: the loader must find libcublas,
+               libcublasLt, libcudart, libcurand, libcufft, libnvrtc and libcudnn.so.9. NVIDIA's
+               packages see to that; what was unpacked elsewhere (/usr/local/cuda/lib64) belongs into
+               LD_LIBRARY_PATH or /etc/ld.so.conf.d.
+               device=tensorrt needs TensorRT 10 besides, which is not fetched: the loader must find
+               libnvinfer.so.10 and libnvonnxparser.so.10.
   --print-env  fetch nothing; print the shell lines with which GStreamer finds the plugin (after
                `cargo build --release`) and the plugin ONNX Runtime:
                    eval "$(pipelines/setup.sh --print-env)"
-               With --openvino they name the ONNX Runtime with OpenVINO.
+               With --openvino they name the ONNX Runtime with OpenVINO, with --cuda the one with CUDA.
 TEXT
 }
 
@@ -43,15 +59,25 @@ RUN_PACKAGES=(gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-
 
 print_env() {
     local release=${CARGO_TARGET_DIR:-$ROOT/target}/release library=$LIBRARY option=
+    if [ "$OPENVINO" = 1 ] && [ -n "$CUDA" ]; then
+        die "--openvino and --cuda are two builds of ONNX Runtime, and a process can load one only: print the lines for one of them"
+    fi
     if [ "$OPENVINO" = 1 ]; then
-        require_x86_64
+        require_openvino_wheel
         library=$OPENVINO_LIBRARY option=" --openvino"
+    elif [ -n "$CUDA" ]; then
+        require_cuda_wheels
+        choose_cuda "$CUDA"
+        library=$(cuda_library "$CUDA_MAJOR" "$CUDA") option=" --cuda=$CUDA_MAJOR"
+        [ "$CUDA" != system ] || option=" --cuda=system"
     fi
     [ -f "$library" ] || warn "$library is not there yet: run pipelines/setup.sh$option"
     [ -f "$release/libgstyolodetect.so" ] || warn "the plugin is not built yet: run cargo build --release"
     printf 'export ORT_DYLIB_PATH=%q\n' "$library"
     # ONNX Runtime would keep a database in the user's cache folder.
     printf 'export ORT_DISABLE_TELEMETRY=1\n'
+    # Kernels are loaded when they are first run, so that those of other models take no memory of the GPU.
+    [ -z "$CUDA" ] || printf 'export CUDA_MODULE_LOADING=LAZY\n'
     # What the user already has there stays, behind ours; expanded where the line is evaluated.
     # shellcheck disable=SC2016
     printf 'export GST_PLUGIN_PATH=%q${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}\n' "$release"
@@ -96,9 +122,14 @@ LINES
     ln -sfn "$(basename "$LIBRARY")" "$ASSETS/lib/libonnxruntime.so.1"
 }
 
-require_x86_64() {
+require_openvino_wheel() {
     [ "$(uname -m)" = x86_64 ] ||
         die "onnxruntime-openvino has no wheel for $(uname -m), only for x86_64: leave --openvino out and use device=cpu"
+}
+
+require_cuda_wheels() {
+    [ "$(uname -m)" = x86_64 ] ||
+        die "no wheel of onnxruntime-gpu is known for $(uname -m), only for x86_64: build ONNX Runtime with CUDA, set ORT_DYLIB_PATH, and leave --cuda out"
 }
 
 # The provider's libraries look for each other, and OpenVINO for its plugins, in the folder that they are in. Each by the
@@ -166,30 +197,47 @@ for package in json.load(sys.stdin)["packages"]:
 }
 
 main() {
-    local argument print=0
-    OPENVINO=0
+    local argument fetched="ONNX Runtime, yolo12n.onnx and two clips"
+    OPENVINO=0 PRINT=0
+    # What stands behind --cuda; empty without the option.
+    CUDA=
     for argument; do
         case $argument in
         --no-apt) NO_APT=1 ;;
         --openvino) OPENVINO=1 ;;
-        --print-env) print=1 ;;
+        --cuda) CUDA=driver ;;
+        --cuda=12 | --cuda=13 | --cuda=system) CUDA=${argument#--cuda=} ;;
+        --cuda=*) die "$argument: there are --cuda=12, --cuda=13 and --cuda=system; --cuda alone asks the driver" ;;
+        --print-env) PRINT=1 ;;
         -h | --help) usage && exit ;;
         *) usage >&2 && die "unknown option: $argument" ;;
         esac
     done
-    if [ $print = 1 ]; then
+    if [ $PRINT = 1 ]; then
         print_env
         return
     fi
-    [ $OPENVINO = 0 ] || require_x86_64
+    [ $OPENVINO = 0 ] || require_openvino_wheel
+    if [ -n "$CUDA" ]; then
+        require_cuda_wheels
+        choose_cuda "$CUDA"
+        plan_cuda "$CUDA"
+    fi
     make_scratch
     apt_install "${BUILD_PACKAGES[@]}" "${FETCH_PACKAGES[@]}" "${RUN_PACKAGES[@]}" || require_essentials
     command -v cargo >/dev/null || die "cargo is missing: install Rust 1.95 or later (rustup), then run this again"
     fetch_onnxruntime
     fetch_model
     fetch_clips
-    [ $OPENVINO = 0 ] || fetch_openvino
-    say "ready: ${ASSETS#"$ROOT"/} holds ONNX Runtime, yolo12n.onnx and two clips"
+    if [ $OPENVINO = 1 ]; then
+        fetch_openvino
+        fetched+="; ONNX Runtime with OpenVINO"
+    fi
+    if [ -n "$CUDA" ]; then
+        fetch_cuda
+        fetched+="; ONNX Runtime for CUDA $CUDA_MAJOR (${CUDA_LIBRARY#"$ASSETS"/})"
+    fi
+    say "ready: ${ASSETS#"$ROOT"/} holds $fetched"
     if [ ! -f "${CARGO_TARGET_DIR:-$ROOT/target}/release/libgstyolodetect.so" ]; then
         say "next: cargo build --release"
     fi

@@ -15,6 +15,7 @@
 #     inspect  gst-inspect-1.0 of every element where no ONNX Runtime can be found, and that looking at the plugin
 #              opens none of the libraries that it loads at run time
 #     deny     cargo deny: licences, bans, sources (where cargo-deny is installed)
+#     setup_cuda  tests/setup_cuda.sh: what pipelines/setup.sh does with --cuda, without network and GPU
 #     trixie   tests/trixie.sh: the same under GStreamer 1.26
 #
 # A failing step does not stop those after it. The last line is exactly `N passed, N failed, N skipped`, the exit
@@ -32,8 +33,8 @@ BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
 ELEMENTS=(yolodetect yolooverlay yolojson pressurevalve)
 # Loaded at run time, if at all.
 RUNTIME_LIBRARIES='libonnxruntime|libgstanalytics|libnvidia-ml'
-ALL_STEPS=(setup fmt clippy test doc build recipes embedding inspect deny trixie)
-FAST_STEPS=(setup fmt clippy test doc inspect deny)
+ALL_STEPS=(setup setup_cuda fmt clippy test doc build recipes embedding inspect deny trixie)
+FAST_STEPS=(setup setup_cuda fmt clippy test doc inspect deny)
 PASSED=0 FAILED=0 SKIPPED=0
 FAILURES=()
 SKIPS=()
@@ -107,6 +108,7 @@ step_doc() { RUSTDOCFLAGS="-D warnings" check doc cargo doc --quiet --no-deps --
 step_build() { check build cargo build --quiet --release; }
 step_recipes() { check_counted recipes tests/recipes.sh; }
 step_embedding() { check_counted embedding tests/embedding.sh; }
+step_setup_cuda() { check_counted setup_cuda tests/setup_cuda.sh; }
 step_trixie() { check_counted trixie tests/trixie.sh; }
 
 step_deny() {
