@@ -2,7 +2,7 @@
 # Every check of this repository, by one command; what CI runs.
 #
 # Usage: tests/run.sh [--fast] [STEP]...
-#   --fast  without the slow steps: build, recipes, embedding, trixie
+#   --fast  without the slow steps: build, recipes, embedding, gpu, trixie
 #   STEP    only these, in the order given:
 #     setup    tests/setup.sh: packages, ONNX Runtime, models, clips, pictures
 #     fmt      cargo fmt --check
@@ -16,6 +16,7 @@
 #              opens none of the libraries that it loads at run time
 #     deny     cargo deny: licences, bans, sources (where cargo-deny is installed)
 #     setup_cuda  tests/setup_cuda.sh: what pipelines/setup.sh does with --cuda, without network and GPU
+#     gpu      tests/gpu.sh --rehearse: the measurement on GPUs, tried on the CPU
 #     trixie   tests/trixie.sh: the same under GStreamer 1.26
 #
 # A failing step does not stop those after it. The last line is exactly `N passed, N failed, N skipped`, the exit
@@ -33,7 +34,7 @@ BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
 ELEMENTS=(yolodetect yolooverlay yolojson pressurevalve)
 # Loaded at run time, if at all.
 RUNTIME_LIBRARIES='libonnxruntime|libgstanalytics|libnvidia-ml'
-ALL_STEPS=(setup setup_cuda fmt clippy test doc build recipes embedding inspect deny trixie)
+ALL_STEPS=(setup setup_cuda fmt clippy test doc build recipes embedding gpu inspect deny trixie)
 FAST_STEPS=(setup setup_cuda fmt clippy test doc inspect deny)
 PASSED=0 FAILED=0 SKIPPED=0
 FAILURES=()
@@ -109,6 +110,8 @@ step_build() { check build cargo build --quiet --release; }
 step_recipes() { check_counted recipes tests/recipes.sh; }
 step_embedding() { check_counted embedding tests/embedding.sh; }
 step_setup_cuda() { check_counted setup_cuda tests/setup_cuda.sh; }
+# The measurement itself is for machines with a GPU and nothing else to do; here it must only run.
+step_gpu() { check gpu timeout 900 tests/gpu.sh --rehearse; }
 step_trixie() { check_counted trixie tests/trixie.sh; }
 
 step_deny() {

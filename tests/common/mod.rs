@@ -28,6 +28,15 @@ const CHILD: &str = "YOLODETECT_TEST_CHILD";
 /// Has a process keep no optimised models: what a start takes shall not depend on what ran before.
 pub const NO_CACHE: (&str, &str) = ("YOLODETECT_MODEL_CACHE", "off");
 
+/// Has [`init`] leave the environment as it is, for a program whose caller chooses the libraries.
+///
+/// # Safety
+/// No other thread is there yet.
+pub unsafe fn keep_environment() {
+    // SAFETY: see above.
+    unsafe { env::set_var(CHILD, "1") }
+}
+
 /// GStreamer with this plugin, whatever `GST_PLUGIN_PATH` says, and the fetched ONNX Runtime.
 pub fn init() {
     static INIT: Once = Once::new();

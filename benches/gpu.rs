@@ -1,0 +1,326 @@
+//! What there is to measure on a GPU, one part of it in each call: memory, budgets and errors belong to a whole process. `tests/gpu.sh`
+//! calls all parts and makes one table of what they print.
+//!
+//! ```sh
+//! cargo bench --bench gpu -- PART KEY=VALUE...
+//! ```
+//! A row is `row`, what was measured, the figure, the goal, and `ok`, `FAILED`, `rehearsed` or `not measured`, separated by tabs. Other lines are
+//! figures for the caller. The keys are those of [`Arguments`]. Frames are raw I420 pictures of one size in one file, since a
+//! machine with a GPU may have no decoder. ONNX Runtime is the one that `ORT_DYLIB_PATH` names.
+
+#[path = "gpu/bare.rs"]
+mod bare;
+#[path = "gpu/boxes.rs"]
+mod boxes;
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "gpu/memory.rs"]
+mod memory;
+#[path = "gpu/streams.rs"]
+mod streams;
+
+use std::collections::HashMap;
+use std::env;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bare::BareLoop;
+use boxes::Difference;
+use gst::prelude::*;
+use gstyolodetect::engine::runtime;
+use memory::Watcher;
+use streams::{Film, Streams, stop};
+
+/// Streams that share the engine wherever there are several.
+const STREAMS: usize = 8;
+const MB: f64 = 1e6;
+
+struct Arguments(HashMap<String, String>);
+
+impl Arguments {
+    fn get<T: FromStr>(&self, key: &str) -> Option<T> {
+        let text = self.0.get(key)?;
+        Some(text.parse().unwrap_or_else(|_| stop(&format!("{key}={text} cannot be read"))))
+    }
+
+    fn need<T: FromStr>(&self, key: &str) -> T {
+        self.get(key).unwrap_or_else(|| stop(&format!("{key}=… is missing")))
+    }
+
+    /// As `yolodetect` takes it.
+    fn device(&self) -> String {
+        self.need("device")
+    }
+
+    fn model(&self) -> String {
+        self.need("model")
+    }
+
+    /// Whether speed and memory are judged: on a processor they only show that all of this runs.
+    fn rehearsal(&self) -> bool {
+        self.device() == "cpu"
+    }
+
+    fn film(&self) -> Film {
+        let size: String = self.need("size");
+        let (width, height) = size.split_once('x').unwrap_or_else(|| stop("size=WIDTHxHEIGHT"));
+        let side = |text: &str| text.parse().unwrap_or_else(|_| stop("size=WIDTHxHEIGHT"));
+        Film::read(&self.need::<PathBuf>("frames"), side(width), side(height), self.get("take"))
+    }
+
+    /// Properties of an element on the device.
+    fn properties(&self, batch: usize) -> String {
+        format!("device={} model-file={} max-batch={batch} {}", self.device(), self.model(), self.extra())
+    }
+
+    /// Further properties.
+    fn extra(&self) -> String {
+        self.get("extra").unwrap_or_default()
+    }
+}
+
+fn row(what: &str, figure: &str, goal: &str, verdict: &str) {
+    println!("row\t{what}\t{figure}\t{goal}\t{verdict}");
+}
+
+fn judge(what: &str, figure: &str, goal: &str, reached: bool) {
+    row(what, figure, goal, if reached { "ok" } else { "FAILED" });
+}
+
+/// What only a GPU can reach.
+fn judge_speed(arguments: &Arguments, what: &str, figure: &str, goal: &str, reached: bool) {
+    if arguments.rehearsal() {
+        row(what, figure, goal, "rehearsed")
+    } else {
+        judge(what, figure, goal, reached)
+    }
+}
+
+/// The same boxes as on the CPU, from batches as from single frames, and where they were really found.
+fn parity(arguments: &Arguments) {
+    let film = arguments.film();
+    let on = |device: &str, model: &str, batch: usize| {
+        let properties =
+            format!("device={device} model-file={model} max-batch={batch} {}", arguments.extra());
+        film.detect(&properties).unwrap_or_else(|error| stop(&error))
+    };
+    let check = |what: &str, model: &str, confidence: f64| {
+        let difference = Difference::of(&on("cpu", model, 1), &on(&arguments.device(), model, 8));
+        let goal = format!("IoU ≥ 0.98, confidence within {confidence}");
+        judge(what, &difference.to_string(), &goal, difference.is_within(0.98, confidence));
+    };
+    check("boxes beside the CPU's, f32", &arguments.model(), 0.01);
+    match arguments.get::<String>("f16") {
+        Some(f16) => check("boxes beside the CPU's, f16", &f16, 0.02),
+        None => row("boxes beside the CPU's, f16", "no f16 model", "confidence within 0.02", "not measured"),
+    }
+    let streams = Streams::start(1, &arguments.properties(8)).unwrap_or_else(|error| stop(&error));
+    let active: String = streams.detector(0).property("active-device");
+    let numbered = |device: &str| match device {
+        "cuda" | "tensorrt" => format!("{device}:0"),
+        device => device.to_string(),
+    };
+    let expected = numbered(&arguments.device());
+    judge("active-device", &active, &expected, active == expected);
+}
+
+/// Eight streams for long: one engine, every frame, and memory that stays.
+fn steady(arguments: &Arguments) {
+    let (film, frames) = (arguments.film(), arguments.need::<usize>("frames-in-all"));
+    let watcher = Watcher::new(&arguments.device());
+    let streams = Streams::start(STREAMS, &arguments.properties(8)).unwrap_or_else(|error| stop(&error));
+    let each = frames.div_ceil(STREAMS);
+    // Pools, heap and arena have reached their size.
+    let warm = (each / 10).max(2);
+    streams.feed(&film, warm).unwrap_or_else(|error| stop(&error));
+    let before = watcher.look(&streams);
+    streams.feed(&film, each - warm).unwrap_or_else(|error| stop(&error));
+    let after = watcher.look(&streams);
+    let engine = streams.engine();
+    let sharing: u32 = engine.get("streams").unwrap();
+    judge("streams of one engine", &sharing.to_string(), "8", sharing as usize == STREAMS);
+    let (inferred, out) = (streams.inferred(), each * STREAMS);
+    judge(
+        "frames that were inferred",
+        &format!("{inferred} of {out}"),
+        "all",
+        inferred == out && streams.passed() == out,
+    );
+    let (own, grown) = ("VRAM of this process, max-batch 8", format!("VRAM grows over {out} frames"));
+    match (before.card, after.card) {
+        (Some(first), Some(last)) => {
+            let figure = format!("{:.0} MB ({})", last / MB, after.source);
+            judge(own, &figure, "< 800 MB", last < 800.0 * MB);
+            // NVML counts in steps of 2 MB.
+            judge(&grown, &format!("{:.1} MB", (last - first) / MB), "≤ 4 MB", last - first <= 4.0 * MB);
+        }
+        _ => {
+            row(own, "no figures of a GPU", "< 800 MB", "not measured");
+            row(&grown, "no figures of a GPU", "≤ 4 MB", "not measured");
+        }
+    }
+    let resident = (after.resident - before.resident) / MB;
+    let what = format!("resident set grows over {out} frames");
+    judge_speed(arguments, &what, &format!("{resident:.1} MB"), "≤ 16 MB", resident <= 16.0);
+}
+
+/// Frames a second at one batch, beside the bare loop, in turns.
+fn throughput(arguments: &Arguments) {
+    let (film, batch) = (arguments.film(), arguments.need::<usize>("batch"));
+    let (seconds, pairs) = (arguments.need::<f64>("seconds"), arguments.get("pairs").unwrap_or(3));
+    // Full batches are what is compared: a frame waits for company.
+    let properties = format!("{} batch-delay=20000000", arguments.properties(batch));
+    let streams = Streams::start(STREAMS, &properties).unwrap_or_else(|error| stop(&error));
+    let environment = runtime::environment(None).unwrap_or_else(|error| stop(&error.message));
+    let mut bare = BareLoop::open(environment, &arguments.model(), &arguments.device(), batch)
+        .unwrap_or_else(|error| stop(&format!("the bare loop: {error}")));
+    // Warm, then as many frames as take about as long as they shall.
+    let rate = |count| streams.rate(&film, count).unwrap_or_else(|error| stop(&error));
+    let mut each = batch.div_ceil(STREAMS);
+    rate(each);
+    let each = loop {
+        let whole = rate(each) * seconds / STREAMS as f64;
+        if each as f64 >= whole / 8.0 {
+            break whole.ceil() as usize;
+        }
+        each *= 2;
+    };
+    let mut bare_rate =
+        |count| bare.rate(count).unwrap_or_else(|error| stop(&format!("the bare loop: {error}")));
+    bare_rate(1);
+    let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (batches, frames) = streams.runs();
+    for pair in 0..pairs {
+        let runs = (each * STREAMS).div_ceil(batch);
+        let (a, b) = if pair % 2 == 0 {
+            let a = rate(each);
+            (a, bare_rate(runs))
+        } else {
+            let b = bare_rate(runs);
+            (rate(each), b)
+        };
+        ours.push(a);
+        theirs.push(b);
+        ratios.push(a / b);
+    }
+    let fill = (streams.runs().1 - frames) as f64 / (streams.runs().0 - batches).max(1) as f64;
+    let [ours, theirs, ratio] = [ours, theirs, ratios].map(median);
+    println!("rate\t{batch}\t{ours}");
+    let figure = format!(
+        "{ours:.1} frames/s, {fill:.1} a batch; the bare loop ({}) {theirs:.1}; ratio {ratio:.3}",
+        bare.memory()
+    );
+    judge_speed(
+        arguments,
+        &format!("throughput at batch {batch}"),
+        &figure,
+        "≥ 0.95 of the bare loop",
+        ratio >= 0.95,
+    );
+}
+
+/// Bytes that an engine for such a batch takes, as the budget counts them.
+fn need(arguments: &Arguments) {
+    let (film, batch) = (arguments.film(), arguments.need("batch"));
+    let watcher = Watcher::new(&arguments.device());
+    let streams = Streams::start(STREAMS, &arguments.properties(batch)).unwrap_or_else(|error| stop(&error));
+    streams.feed(&film, 2 * batch.div_ceil(STREAMS)).unwrap_or_else(|error| stop(&error));
+    let look = watcher.look(&streams);
+    let own =
+        streams.engine().get::<u64>("gpu-bytes").ok().filter(|bytes| *bytes > 0).map(|bytes| bytes as f64);
+    let bytes = if arguments.rehearsal() { Some(look.resident) } else { own.or(look.card) };
+    if let Some(bytes) = bytes {
+        println!("need\t{batch}\t{bytes:.0}");
+    }
+}
+
+/// A budget in which 8 frames have no room together, but fewer have.
+fn budget(arguments: &Arguments) {
+    let (film, limit) = (arguments.film(), arguments.need::<u64>("budget"));
+    let what = format!("a budget of {:.0} MB, too small for batch 8", limit as f64 / MB);
+    let goal = "a smaller batch and a message, no error";
+    let mut streams =
+        Streams::made(STREAMS, &format!("{} {}", arguments.properties(8), budget_property(arguments, limit)));
+    let each = arguments.get("each").unwrap_or(8);
+    match streams.play().and_then(|()| streams.feed(&film, each)) {
+        Ok(()) => {
+            let now = streams.engine().get::<u32>("batch-limit").unwrap();
+            let (messages, inferred) = (streams.reduced(), streams.inferred());
+            let all = each * STREAMS;
+            let figure =
+                format!("batches of {now}, {messages} messages, {inferred} of {all} frames inferred");
+            // Near a budget the element may leave frames out, see the README's levels; none may be lost.
+            judge(&what, &figure, goal, now < 8 && messages > 0 && inferred > 0 && streams.passed() == all);
+        }
+        Err(error) => judge(&what, &error, goal, false),
+    }
+}
+
+/// A budget in which not even one frame has room.
+fn too_small(arguments: &Arguments) {
+    let limit = arguments.need::<u64>("budget");
+    let what = format!("a budget of {:.0} MB, too small for one frame", limit as f64 / MB);
+    let property = budget_property(arguments, limit);
+    let goal = "an error that names the budget and has the sum";
+    match Streams::start(1, &format!("{} {property}", arguments.properties(8))) {
+        Ok(_) => judge(&what, "it plays", goal, false),
+        Err(error) => {
+            let numbers = error.matches(" MB").count() + error.matches(" GB").count();
+            let name = property.split('=').next().unwrap_or_default();
+            judge(&what, &error, goal, error.contains(name) && numbers >= 2);
+        }
+    }
+}
+
+fn budget_property(arguments: &Arguments, limit: u64) -> String {
+    let name = if arguments.rehearsal() { "memory-budget" } else { "gpu-memory-budget" };
+    format!("{name}={limit}")
+}
+
+/// A GPU that no machine has.
+fn errors(arguments: &Arguments) {
+    // CUDA counts from 0; 63 is the last that the property takes.
+    for device in ["cuda:63", "cuda:99"] {
+        let properties = format!("device={device} model-file={} {}", arguments.model(), arguments.extra());
+        let (what, goal) = (format!("device={device}"), "an element error that says why");
+        match Streams::start(1, &properties) {
+            Ok(_) => judge(&what, "it plays", goal, false),
+            Err(error) => judge(&what, &error, goal, !error.to_lowercase().contains("panic")),
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let mut words = env::args().skip(1).filter(|word| word != "--bench");
+    let part = words.next().unwrap_or_else(|| stop("which part? tests/gpu.sh calls all of them"));
+    let pairs = words.map(|word| match word.split_once('=') {
+        Some((key, value)) => (key.to_string(), value.to_string()),
+        None => stop(&format!("{word} is no KEY=VALUE")),
+    });
+    let arguments = Arguments(pairs.collect());
+    // SAFETY: before any other thread is started. The libraries are those of the caller's environment.
+    unsafe { common::keep_environment() }
+    gst::init().unwrap();
+    gstyolodetect::plugin_register_static().unwrap();
+    match part.as_str() {
+        "parity" => parity(&arguments),
+        "steady" => steady(&arguments),
+        "throughput" => throughput(&arguments),
+        "need" => need(&arguments),
+        "budget" => budget(&arguments),
+        "too-small" => too_small(&arguments),
+        "errors" => errors(&arguments),
+        part => stop(&format!("there is no part {part}")),
+    }
+    // Whoever reads the rows knows that none is missing.
+    println!("end");
+}
+
+/// Long enough for a card that is shared, short enough to tell a hang.
+const PATIENCE: Duration = Duration::from_secs(120);
