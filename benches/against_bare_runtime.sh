@@ -10,6 +10,8 @@ set -euo pipefail
 # shellcheck source=benches/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+read_counts 1 "$@"
+
 PAIRS=${1:-7}
 GOAL=0.97
 # Of each side in one run: 7 s, beside which starting threads does not count.

@@ -6,8 +6,10 @@
 #
 # Needs what tests/setup.sh makes.
 set -euo pipefail
-# shellcheck source=pipelines/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
+# shellcheck source=benches/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+read_counts 1 "$@"
 
 PYTHON=$ROOT/target/venv/bin/python
 [ -x "$PYTHON" ] || die "target/venv is missing: run tests/setup.sh"

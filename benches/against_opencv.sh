@@ -7,8 +7,10 @@
 # Prints the median milliseconds of both, their ratio, the bytes that ours reads and writes, and which share of the rate of
 # a memory copy that is. For x86-64. Needs what tests/setup.sh makes; OpenCV is fetched with pip into target/opencv at the first run.
 set -euo pipefail
-# shellcheck source=pipelines/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
+# shellcheck source=benches/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+read_counts 1 "$@"
 
 PYTHON=$ROOT/target/venv/bin/python
 OPENCV=$ROOT/target/opencv

@@ -7,8 +7,10 @@
 # of video inferred, on two threads. Resident is the kernel's own peak (VmHWM); anonymous, without the pages of files, is
 # sampled every 20 ms. Both in MB (10^6 bytes). The row of YOLO11l needs the folder that YOLODETECT_SHARED names (../shared).
 set -euo pipefail
-# shellcheck source=pipelines/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
+# shellcheck source=benches/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+read_counts 99 "$@"
 
 SHARED=${YOLODETECT_SHARED:-$ROOT/../shared}
 COUNTS=("$@")

@@ -10,11 +10,11 @@
 #   peak      resident set (VmHWM), MB (10^6 bytes)
 # Needs what `pipelines/setup.sh --openvino` fetches.
 set -euo pipefail
-# shellcheck source=pipelines/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
+# shellcheck source=benches/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# Every load is a whole one, and nobody writes a cache beside the measurement.
-export YOLODETECT_MODEL_CACHE=off
+read_counts 2 "$@"
+
 ROUNDS=${1:-5}
 FRAMES=${2:-100}
 ORDINARY=$ASSETS/lib/libonnxruntime.so.1

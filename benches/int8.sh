@@ -9,6 +9,8 @@ set -euo pipefail
 # shellcheck source=benches/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+read_counts 1 "$@"
+
 ROUNDS=${1:-5}
 PYTHON=$ROOT/target/venv/bin/python
 QUANTIZE=("$PYTHON" "$ROOT/benches/quantize.py")

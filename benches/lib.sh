@@ -8,6 +8,29 @@ export LC_ALL=C
 # Every load is a whole one, and nobody writes a cache beside the measurement.
 export YOLODETECT_MODEL_CACHE=off
 
+# Reads the arguments before anything is built: --help prints the comment at the head of the script; all others are whole numbers
+# from 1 on, so many at most.
+read_counts() { # MOST ARGUMENT...
+    local most=$1 argument
+    shift
+    for argument; do
+        case $argument in
+        -h | --help) head_comment && exit ;;
+        esac
+    done
+    [ $# -le "$most" ] || wrong_arguments "too many arguments: $*"
+    for argument; do
+        [[ $argument =~ ^[1-9][0-9]{0,6}$ ]] || wrong_arguments "$argument is no number from 1 on"
+    done
+}
+
+head_comment() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }
+
+wrong_arguments() { # REASON
+    head_comment | sed -n '/^Usage:/p' >&2
+    die "$1"
+}
+
 # Which ONNX Runtime the benches load: the one that ORT_DYLIB_PATH names, else the fetched one.
 find_runtime() {
     export ORT_DYLIB_PATH=${ORT_DYLIB_PATH:-$ASSETS/lib/libonnxruntime.so.1}

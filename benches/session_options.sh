@@ -10,6 +10,8 @@ set -euo pipefail
 # shellcheck source=benches/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+read_counts 1 "$@"
+
 ROUNDS=${1:-5}
 NANO=$ASSETS/models/yolo12n.onnx
 LARGE=${YOLODETECT_SHARED:-$ROOT/../shared}/models/yolo11l_shape.onnx

@@ -9,8 +9,10 @@
 # The row of YOLO11l, whose weights find nothing, is to the first line; it needs the folder that YOLODETECT_SHARED names
 # (../shared).
 set -euo pipefail
-# shellcheck source=pipelines/lib.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
+# shellcheck source=benches/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+read_counts 1 "$@"
 
 RUNS=${1:-9}
 SHARED=${YOLODETECT_SHARED:-$ROOT/../shared}
