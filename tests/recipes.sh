@@ -70,4 +70,26 @@ GST_PLUGIN_FEATURE_RANK=dfbvideosink:NONE recipe watch true
 recipe two-streams both_streams
 recipe cascade both_elements
 recipe recording-valve recorded
+
+# What needs a GPU is not run here, but says so. The stand-in is a machine with one GPU.
+without_gpus() { # NAME STATUS PIECE COMMAND...
+    local name=$1 wanted=$2 piece=$3 text status=0
+    shift 3
+    text=$("$@" </dev/null 2>&1) || status=$?
+    if [ $status = "$wanted" ] && [[ $text == *"$piece"* ]]; then
+        ok "$name says what is missing"
+    else
+        failed "$name: status $status: $text"
+    fi
+}
+mkdir -p "$SCRATCH/one-gpu"
+printf '#!/bin/sh\necho "GPU 0: stand-in (UUID: GPU-0)"\n' >"$SCRATCH/one-gpu/nvidia-smi"
+chmod 755 "$SCRATCH/one-gpu/nvidia-smi"
+without_gpus pipelines/two-gpus.sh 1 "two NVIDIA GPUs are needed" env PATH="$SCRATCH/one-gpu:$PATH" pipelines/two-gpus.sh
+if [ -e /dev/nvidia0 ] || [ -e /dev/dxg ] || nvidia-smi -L >/dev/null 2>&1; then
+    say "SKIPPED: recipes: a GPU is here: what tests/gpu.sh says without one"
+else
+    without_gpus pipelines/two-gpus.sh 1 "two NVIDIA GPUs are needed" pipelines/two-gpus.sh
+    without_gpus tests/gpu.sh 0 "nothing was measured" tests/gpu.sh
+fi
 exit $STATUS
