@@ -71,6 +71,19 @@ recipe two-streams both_streams
 recipe cascade both_elements
 recipe recording-valve recorded
 
+# Benches say what they are, and refuse wrong arguments before they build.
+for bench in benches/*.sh; do
+    if [ "$bench" = benches/lib.sh ]; then
+        continue
+    fi
+    if [[ $("$bench" --help) == *"Usage: $bench"* ]] && ! text=$(timeout 20 "$bench" x 2>&1 </dev/null) &&
+        [[ $text == *"x is no number"* ]]; then
+        ok "$bench reads its arguments"
+    else
+        failed "$bench does not read its arguments"
+    fi
+done
+
 # What needs a GPU is not run here, but says so. The stand-in is a machine with one GPU.
 without_gpus() { # NAME STATUS PIECE COMMAND...
     local name=$1 wanted=$2 piece=$3 text status=0
