@@ -18,6 +18,15 @@ pub(super) struct Shrinking {
 }
 
 impl Shrinking {
+    /// Has the next run shrink, if the engine can.
+    pub fn ask(&self) -> bool {
+        let asks = !self.never.load(Ordering::Relaxed);
+        if asks {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+        asks
+    }
+
     /// Whether the run that asks shall shrink; no other will.
     pub fn take(&self) -> bool {
         // A load first: nearly always there is nothing to take.
@@ -50,10 +59,7 @@ impl Relief {
         let Some(shared) = self.0.upgrade() else { return (false, 0) };
         let shrinking = &shared.shrinking;
         // An engine that nobody uses runs nothing.
-        let asks = ask && !shrinking.never.load(Ordering::Relaxed) && shared.state.lock().queue.streams() > 0;
-        if asks {
-            shrinking.asked.store(true, Ordering::Relaxed);
-        }
+        let asks = ask && shared.state.lock().queue.streams() > 0 && shrinking.ask();
         (asks, shrinking.freed.swap(0, Ordering::Relaxed))
     }
 

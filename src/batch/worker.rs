@@ -155,6 +155,10 @@ impl Worker {
                 false => self.engine.run(&mut batch.tensor, frames_run, &mut read),
             };
             if let Err(error) = outcome {
+                if error.kind == EngineErrorKind::OutOfMemory {
+                    // What the arena keeps of larger batches may be what is missing.
+                    shrinking.ask();
+                }
                 if count > 1 && !size.is_fixed() && error.kind == EngineErrorKind::OutOfMemory {
                     part = ceiling::part(count);
                     ran.part = Some(part);
