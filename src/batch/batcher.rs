@@ -19,6 +19,7 @@ use super::stock::Stock;
 use super::ticket::{Outcome, Reduced, Ticket};
 use super::worker::Worker;
 use crate::decode::Thresholds;
+use crate::engine::gpu::budget::GpuUse;
 use crate::engine::{Engine, EngineError, EngineErrorKind, ModelSpec};
 use crate::preprocess::FrameTensor;
 use crate::preprocess::letterbox::Letterbox;
@@ -123,8 +124,10 @@ pub struct BatcherStats {
     pub waiting: usize,
     /// Most frames in a batch as things are.
     pub batch_limit: usize,
-    /// What is reserved for it.
+    /// What is reserved for it of the host.
     pub held: Need,
+    /// And of a GPU, where it runs on one.
+    pub gpu: Option<GpuUse>,
 }
 
 impl Batcher {
@@ -228,6 +231,7 @@ impl Batcher {
             waiting: state.queue.waiting(),
             batch_limit: state.queue.capacity(),
             held: state.stock.ledger.held(),
+            gpu: state.stock.ledger.gpu(),
         }
     }
 

@@ -17,5 +17,5 @@ pub mod ticket;
 mod worker;
 
 pub use batcher::{Batcher, Patience, Refused, Slot, Stream};
-pub use ledger::{Ledger, Need};
+pub use ledger::{Ledger, Need, Place};
 pub use ticket::{Outcome, Ticket};

@@ -221,6 +221,20 @@ impl State {
         usage
     }
 
+    fn exceeded(&mut self, held: &Reservation, wanted: u64, limit: u64, others: u64) -> Exceeded {
+        let users = self.usage();
+        let entry = self.entry(held.id);
+        Exceeded {
+            property: held.budget.property,
+            consumer: entry.as_ref().map_or(Consumer::Model, |entry| entry.consumer),
+            owner: entry.map_or_else(|| "".into(), |entry| entry.owner.clone()),
+            wanted,
+            limit,
+            others,
+            users,
+        }
+    }
+
     fn entry(&mut self, id: u64) -> Option<&mut Entry> {
         self.entries.iter_mut().find(|entry| entry.id == id)
     }
@@ -258,23 +272,21 @@ impl Reservation {
         if let Some(limit) = state.ceiling()
             && reserved.max(resident).saturating_add(more) > limit
         {
-            let users = state.usage();
-            let entry = state.entry(self.id);
-            return Err(Exceeded {
-                property: self.budget.property,
-                consumer: entry.as_ref().map_or(Consumer::Model, |entry| entry.consumer),
-                owner: entry.map_or_else(|| "".into(), |entry| entry.owner.clone()),
-                wanted: more,
-                limit,
-                others: resident.saturating_sub(reserved),
-                users,
-            });
+            let others = resident.saturating_sub(reserved);
+            return Err(state.exceeded(self, more, limit, others));
         }
         self.bytes = self.bytes.saturating_add(more);
         if let Some(entry) = state.entry(self.id) {
             entry.bytes = self.bytes;
         }
         Ok(())
+    }
+
+    /// The sum where `more` bytes are refused for another reason than the limit.
+    pub fn refuse(&self, more: u64) -> Exceeded {
+        let mut state = self.budget.state.lock();
+        let limit = state.ceiling().unwrap_or_else(|| state.reserved());
+        state.exceeded(self, more, limit, 0)
     }
 
     /// What it really is, as measured: never refused, since it is there.

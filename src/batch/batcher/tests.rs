@@ -52,28 +52,12 @@ impl Engine for FakeEngine {
         if frames.len() > self.memory.load(Ordering::Relaxed) {
             return Err(EngineError::new(EngineErrorKind::OutOfMemory, "no memory", ""));
         }
-        let input = self.spec.input.len;
-        let output = self.spec.output.len;
-        let firsts: Vec<f32> = batch
-            .input_bytes()
-            .expect("no slot is out")
-            .chunks_exact(4 * input)
-            .map(|frame| f32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]))
-            .skip(frames.start)
-            .take(frames.len())
-            .collect();
+        let firsts = firsts(&self.spec, batch, &frames);
         assert!(!firsts.contains(&PANIC), "as the test wants it");
         if firsts.contains(&POISON) {
             return Err(EngineError::new(EngineErrorKind::Run, "poisoned", ""));
         }
-        let mut values = vec![0.0; output * frames.len()];
-        for (result, first) in values.chunks_exact_mut(output).zip(firsts) {
-            // Rows: cx, cy, w, h, score; the first candidate of each.
-            for (row, value) in [16.0, 16.0, 8.0, 8.0, first].into_iter().enumerate() {
-                result[row * output / 5] = value;
-            }
-        }
-        read(Output { values: OutputRef::F32(&values), frame_len: output });
+        show(&self.spec, &firsts, read);
         Ok(())
     }
 
@@ -87,8 +71,38 @@ impl Engine for FakeEngine {
     }
 }
 
+/// The first value of each of the frames, which are of `f32`.
+pub(crate) fn firsts(spec: &ModelSpec, batch: &mut BatchTensor, frames: &Range<usize>) -> Vec<f32> {
+    let input = batch.input_bytes().expect("no slot is out");
+    input
+        .chunks_exact(4 * spec.input.len)
+        .map(|frame| f32::from_ne_bytes([frame[0], frame[1], frame[2], frame[3]]))
+        .skip(frames.start)
+        .take(frames.len())
+        .collect()
+}
+
+/// One box for each frame, of these confidences.
+pub(crate) fn show(spec: &ModelSpec, confidences: &[f32], read: &mut dyn FnMut(Output<'_>)) {
+    let output = spec.output.len;
+    let mut values = vec![0.0; output * confidences.len()];
+    for (result, &first) in values.chunks_exact_mut(output).zip(confidences) {
+        // Rows: cx, cy, w, h, score; the first candidate of each.
+        for (row, value) in [16.0, 16.0, 8.0, 8.0, first].into_iter().enumerate() {
+            result[row * output / 5] = value;
+        }
+    }
+    read(Output { values: OutputRef::F32(&values), frame_len: output });
+}
+
 /// Runs whatever comes, with an arena from which a run can give back so much. Its ledger is of `budget`.
 pub(crate) fn willing(batch: BatchSize, arena: Option<u64>, budget: &'static Budget) -> Batcher {
+    let mut ledger = Ledger::new(budget, "fake.onnx");
+    ledger.laid_out(1, ARENA);
+    willing_with(batch, arena, ledger)
+}
+
+pub(crate) fn willing_with(batch: BatchSize, arena: Option<u64>, ledger: Ledger) -> Batcher {
     let (permissions_in, permissions) = mpsc::channel();
     (0..100_000).for_each(|_| permissions_in.send(()).unwrap());
     let engine = FakeEngine {
@@ -98,8 +112,6 @@ pub(crate) fn willing(batch: BatchSize, arena: Option<u64>, budget: &'static Bud
         memory: usize::MAX.into(),
         arena,
     };
-    let mut ledger = Ledger::new(budget, "fake.onnx");
-    ledger.laid_out(1, ARENA);
     Batcher::new(Arc::new(engine), ledger).unwrap()
 }
 
@@ -202,7 +214,7 @@ pub(crate) fn submit(mut slot: Slot, value: f32, batch_delay: Duration) -> Arc<T
     ticket
 }
 
-fn confidence(ticket: &Ticket) -> f32 {
+pub(crate) fn confidence(ticket: &Ticket) -> f32 {
     assert!(matches!(ticket.wait(), Outcome::Done), "{:?}", ticket.outcome());
     ticket.with_result(|detections: &[Detection], _| {
         assert_eq!(detections.len(), 1);

@@ -1,6 +1,7 @@
 //! What a batcher holds, gives back, and does without.
 
 use super::*;
+use crate::batch::Place;
 
 /// Runs `count` frames in one batch, as far as there is room in one; frames of the batch each was in.
 fn run_together(stream: &Stream, count: usize) -> Vec<Arc<Ticket>> {
@@ -80,6 +81,58 @@ fn the_first_batch_that_should_be_larger_tells_of_it() {
     assert_eq!(report(&told[0]), (1, Some(Reduced { batch: 1, frames: 8, limit: 2 })));
     until_idle(&batcher);
     assert_eq!(report(&run_together(&stream, 1)[0]), (1, None), "it is known by now");
+}
+
+#[test]
+fn a_batch_is_as_large_as_there_is_room_for_on_the_gpu() {
+    static HOST: Budget = Budget::new("memory-budget", || 0);
+    static GPU: Budget = Budget::new("gpu-memory-budget", || 0);
+    let mut ledger = Ledger::new(&HOST, "fake.onnx");
+    ledger.laid_out(1, 0);
+    let mut there = Ledger::new(&GPU, "fake.onnx");
+    there.set(Need { model: 1000, arena: 100, tensors: 20 });
+    there.laid_out(1, 100);
+    let place = Place::on_gpu(there, 20, 7);
+    ledger.runs_in(place.clone());
+    let batcher = Arc::new(willing_with(BatchSize::Any, None, ledger));
+    let gpu = |arena, tensors| Some(GpuUse { context: 7, model: 1000, arena, tensors });
+    assert_eq!(batcher.stats().gpu, gpu(100, 20));
+    let limit = GPU.limit("test", 1000 + 4 * 120).unwrap();
+    let stream = batcher.attach(8).unwrap();
+    let told = run_together(&stream, 4);
+    assert_eq!(report(&told[0]), (4, Some(Reduced { batch: 1, frames: 8, limit: 4 })));
+    until_idle(&batcher);
+    assert_eq!(report(&run_together(&stream, 4)[0]), (4, None));
+    until_idle(&batcher);
+    assert_eq!((batcher.stats().gpu, batcher.stats().batch_limit), (gpu(400, 80), 4));
+    drop(limit);
+
+    // On the host from now on, with a frame at a time.
+    let mut host = Ledger::new(&HOST, "fake.onnx");
+    host.set(Need { model: 50, arena: 5, tensors: 0 });
+    host.laid_out(1, 5);
+    host.bound_frames(1);
+    place.move_to_host(host);
+    assert_eq!((GPU.reserved(), batcher.stats().gpu), (0, None));
+    let held = batcher.stats().held;
+    assert_eq!((held.model, held.arena, HOST.reserved()), (50, 5, held.total()));
+    drop(stream);
+    let stream = batcher.attach(2).unwrap();
+    let told = run_together(&stream, 1);
+    assert_eq!(report(&told[0]), (1, Some(Reduced { batch: 3, frames: 2, limit: 1 })));
+    until_idle(&batcher);
+    assert_eq!(batcher.stats().held.tensors, 2 * FRAME);
+}
+
+#[test]
+fn an_arena_is_shrunk_after_it_was_too_small() {
+    let rig = rig_with(BatchSize::Any, 1, 2);
+    let stream = rig.batcher.attach(4).unwrap();
+    rig.permit(100);
+    run_together(&stream, 4);
+    until_idle(&rig.batcher);
+    // The fake one has none to shrink, and says so when it is asked to.
+    assert_eq!(rig.batcher.relief().shrink(true), (false, 0));
 }
 
 #[test]
