@@ -102,6 +102,8 @@ fn frames_per_second(batch: u32, detections: usize, frames: usize, rounds: usize
         cache: None,
         gpu: Default::default(),
         fallback: None,
+        gpu_budget: 0,
+        element: String::new(),
         threads: 1,
         hint: Hint::Latency,
         detectors: 1,

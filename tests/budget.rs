@@ -203,6 +203,8 @@ fn estimates_are_near_what_models_take() {
         device: gstyolodetect::engine::device::Device::Cpu,
         gpu: Default::default(),
         fallback: None,
+        gpu_budget: 0,
+        element: String::new(),
         threads: 2,
         hint: Hint::Latency,
         detectors: 1,

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 
 use super::cache::Figures;
 use super::device::Device;
+use super::gpu::budget::Wish;
 use super::header::{self, InputHeader};
 use super::model::{DEFAULT_SIZE, MAX_FIXED_BATCH, MAX_SIDE};
 use crate::batch::Need;
@@ -61,11 +62,24 @@ impl Estimate {
         Self::new(length, header::read(file))
     }
 
+    /// What is wanted of a GPU for batches of `frames`. Weights are as they are in the `file`; the output is hardly ever larger than
+    /// the input (8400 candidates of 80 classes: three fifths), and is known after the load.
+    pub fn on_gpu(&self, file: &Path, frames: usize) -> Wish {
+        let least = (self.least as usize).max(1);
+        Wish {
+            weights: fs::metadata(file).map_or(0, |data| data.len()),
+            frame_tensors: self.frame_tensor.saturating_mul(2),
+            frames: frames.max(least),
+            least,
+        }
+    }
+
     /// On `device`; as it is, it is for ONNX Runtime's own kernels.
     fn on(self, device: &Device) -> Self {
         match device {
-            // What the host has beside the same graph is not known before the load.
-            Device::Auto | Device::Cpu | Device::Cuda(_) | Device::TensorRt(_) => self,
+            Device::Auto | Device::Cpu => self,
+            // What is between layers is on the GPU.
+            Device::Cuda(_) | Device::TensorRt(_) => Self { frame_arena: 0, ..self },
             Device::OpenVino(_) => {
                 let weights = self.model.saturating_sub(SESSION).saturating_mul(OPENVINO_WEIGHTS) / 100;
                 Self { model: self.model.saturating_add(OPENVINO).saturating_add(weights), ..self }
@@ -168,6 +182,23 @@ mod tests {
             assert!((95..110).contains(&(both / measured / 10_000)), "{length}: {both}");
             assert_eq!((there.frame_arena, bare.on(&Device::Cpu)), (bare.frame_arena, bare));
         }
+    }
+
+    #[test]
+    fn a_gpu_has_what_is_between_layers_and_the_host_the_rest() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, [0; 1000]).unwrap();
+        let bare = Estimate::of_file(file.path());
+        let host = bare.on(&Device::Cuda(1));
+        assert_eq!(host, Estimate { frame_arena: 0, ..bare });
+        assert_eq!(host, bare.on(&Device::TensorRt(0)));
+        let input = 3 * 640 * 640 * 4;
+        assert_eq!(
+            host.on_gpu(file.path(), 8),
+            Wish { weights: 1000, frame_tensors: 2 * input, frames: 8, least: 1 }
+        );
+        let fixed = Estimate { least: 4, ..host }.on_gpu(file.path(), 1);
+        assert_eq!((fixed.frames, fixed.least), (4, 4));
     }
 
     #[test]

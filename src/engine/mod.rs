@@ -2,6 +2,7 @@
 
 pub mod active;
 pub mod cache;
+mod choose;
 pub mod device;
 pub mod estimate;
 pub mod gpu;
@@ -9,9 +10,11 @@ pub mod hash;
 pub mod header;
 pub mod idle;
 pub mod model;
+mod on_gpu;
 pub mod onnx;
 pub mod plan;
 pub mod pressure;
+mod recover;
 pub mod registry;
 pub mod room;
 pub mod runtime;

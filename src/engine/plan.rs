@@ -31,6 +31,15 @@ const MAX_AUTO_CALLERS: usize = 4;
 const CORES_FOR_EACH: usize = 2;
 
 impl Plan {
+    /// Of a GPU: one batch is copied while the other runs, and the processor only waits.
+    pub const GPU: Self = Self { callers: 2, threads: 1 };
+
+    /// Of the processor in place of a GPU, for as many callers as that had.
+    pub fn instead_of_gpu(cores: usize) -> Self {
+        let callers = Self::GPU.callers;
+        Self { callers, threads: (cores.max(callers)) - callers + 1 }
+    }
+
     /// For `cores` of the processor and, with [`Hint::Auto`], this many detectors in the process.
     pub fn new(hint: Hint, cores: usize, detectors: usize) -> Self {
         let cores = cores.max(1);
@@ -65,5 +74,6 @@ mod tests {
             let plan = Plan::new(hint, cores, detectors);
             assert_eq!(plan, Plan { callers, threads }, "{hint:?}, {cores} cores, {detectors} detectors");
         }
+        assert_eq!([0, 1, 2, 8].map(|cores| Plan::instead_of_gpu(cores).threads), [1, 1, 1, 7]);
     }
 }

@@ -105,8 +105,9 @@ mod tests {
     #[test]
     fn each_level_has_its_reactions_told_once_with_what_they_gave_back() {
         let registry = registry();
-        let load =
-            |model, batch| registry.get(key(model), false, || Ok(willing(batch, Some(70), &BUDGET))).unwrap();
+        let load = |model, batch| {
+            registry.get(key(model), false, |_| Ok(willing(batch, Some(70), &BUDGET))).unwrap()
+        };
         let (busy, kept) = (load(1, BatchSize::Any), load(2, BatchSize::Fixed(4)));
         let stream = busy.engine().attach(4).unwrap();
         let other = kept.engine().attach(4).unwrap();

@@ -8,28 +8,32 @@
 //! an element wanted it kept alive, itself ([`super::idle`]).
 //!
 //! Lock order: `loads`, then for a moment `engines`. An engine is dropped, which joins its threads, under neither but for
-//! idle ones that make room for a load, under `loads`.
+//! idle ones that make room for a load, under `loads`. A worker that sets its engine up anew ([`super::recover`]) waits for `loads` for a
+//! bounded time ([`turn`]), since it may be the one that is joined.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::active::Change;
 use super::cache::{Cache, Note, store, writer};
+use super::choose::{self, Machine, Recent};
 use super::device::Device;
 use super::estimate::{self, Estimate};
 use super::idle::Idle;
 use super::onnx::{OnnxEngine, SessionOptions, optimize};
 use super::plan::{Hint, Plan};
 use super::pressure::EnginePressure;
-use super::{Engine, EngineError, EngineErrorKind, gpu, hash, room};
+use super::recover::Consent;
+use super::{Engine, EngineError, EngineErrorKind, gpu, hash, on_gpu, room, runtime};
 use crate::batch::relief::Relief;
 use crate::batch::{Batcher, Ledger, Stream, batcher};
 use crate::decode::Head;
-use crate::memory::budget;
+use crate::memory::budget::{self, Limit};
 
 /// An engine as an element wants it.
 #[derive(Clone, Debug)]
@@ -42,6 +46,10 @@ pub struct Wanted {
     pub gpu: gpu::Options,
     /// Whether the CPU shall do where the GPU cannot be used, or is lost; `None` where [`Device::Auto`] alone allows it.
     pub fallback: Option<bool>,
+    /// Most bytes that the process may hold of the GPU; 0 for a share of its memory.
+    pub gpu_budget: u64,
+    /// The element's name, for messages.
+    pub element: String,
     /// Of all runs together, at least 1.
     pub threads: usize,
     pub hint: Hint,
@@ -62,29 +70,28 @@ pub(super) struct EngineKey {
     model_hash: u128,
     head: Option<Head>,
     device: Device,
+    /// Of a GPU alone.
+    gpu: Option<gpu::Options>,
+    /// On a GPU they change nothing, and are as if nobody had set them.
     threads: usize,
     plan: Plan,
 }
 
 impl EngineKey {
-    fn new(wanted: &Wanted) -> Result<Self, EngineError> {
-        let model_hash = hash::of_file(&wanted.model).map_err(|error| {
-            EngineError::new(
-                EngineErrorKind::ModelMissing,
-                format!(
-                    "the model {} cannot be read, {error}: set model-file to the path of an ONNX file",
-                    wanted.model.display()
-                ),
-                "",
-            )
-        })?;
-        Ok(Self {
-            model_hash,
-            head: wanted.head,
-            device: wanted.device.resolved(),
-            threads: wanted.threads,
-            plan: Plan::new(wanted.hint, wanted.threads, wanted.detectors),
-        })
+    /// On `device`, which has been chosen.
+    fn new(wanted: &Wanted, model_hash: u128, device: &Device) -> Self {
+        let (gpu, threads, plan) = match device.gpu() {
+            Some(_) => (Some(wanted.gpu), Plan::GPU.threads, Plan::GPU),
+            None => (None, wanted.threads, Plan::new(wanted.hint, wanted.threads, wanted.detectors)),
+        };
+        Self { model_hash, head: wanted.head, device: device.clone(), gpu, threads, plan }
+    }
+
+    /// It runs, and where it was wanted: not on the CPU that took a GPU's place.
+    fn still_has(&self, engine: &Batcher) -> bool {
+        let is_there =
+            self.device.gpu().is_none() || *engine.spec().device.name() == *self.device.to_string();
+        is_there && !engine.is_lost()
     }
 
     /// Whether the other is for the same model, differing in the plan at most.
@@ -102,6 +109,10 @@ pub(super) struct Entry {
     engine: Weak<Batcher>,
     /// To reach it without keeping it.
     relief: Relief,
+    /// Of its elements.
+    consent: Arc<Consent>,
+    /// Why some of its elements have it and not the device that they asked for, as it was last told.
+    told: Option<Arc<str>>,
     /// Elements that have it now.
     users: usize,
     /// The longest that any of those wanted that ever had it.
@@ -135,39 +146,110 @@ static REGISTRY: Registry = Registry {
     loads: Mutex::new(()),
 };
 
-/// The engine that is wanted, loaded now unless another element already has it. One who leaves the plan open takes
-/// an engine with any.
+/// ONNX Runtime and this machine.
+struct Here;
+
+impl Machine for Here {
+    fn built_in(&self, device: &Device) -> bool {
+        runtime::has_provider(device)
+    }
+
+    fn check(&self, device: &Device) -> Result<(), EngineError> {
+        let library = gpu::check::Library {
+            file: runtime::library().unwrap_or(Path::new("libonnxruntime.so")),
+            built_in: self.built_in(device),
+        };
+        gpu::check::check(device, library)
+    }
+
+    fn has_gpu(&self) -> bool {
+        gpu::check::machine_has_gpu()
+    }
+
+    fn library(&self) -> String {
+        runtime::library().map_or_else(|| "the one that is loaded".into(), |file| file.display().to_string())
+    }
+}
+
+/// Loads on GPUs that failed.
+static FAILED: Recent<EngineKey> = Recent::new();
+
+/// The engine that is wanted, on the first device that can run it ([`choose`]), loaded now unless another element already has it. One
+/// who leaves the plan open takes an engine with any.
 ///
 /// # Errors
-/// See [`super::runtime::environment`], [`room::reserve`] and [`OnnxEngine::load`]; a model file that cannot be read is
-/// [`EngineErrorKind::ModelMissing`].
+/// See [`super::runtime::environment`], [`gpu::check::check`], [`room::reserve`] and [`OnnxEngine::load`]; a model file that cannot be
+/// read is [`EngineErrorKind::ModelMissing`]; [`EngineErrorKind::Settings`] where another element set another `gpu-memory-budget`.
 pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
-    let key = EngineKey::new(wanted)?;
+    let model_hash = hash_of(wanted)?;
     // Also checks, for an engine that is there already, that the same library is meant.
-    super::runtime::environment(wanted.library.as_deref())?;
+    runtime::environment(wanted.library.as_deref())?;
     EnginePressure::watch(&REGISTRY);
-    let (plan, model_hash) = (key.plan, key.model_hash);
+    let gpu_limit = claim(wanted)?;
     let mut afterwards = Afterwards::default();
-    let lease = REGISTRY.get(key, wanted.hint == Hint::Auto, || {
-        let _alone = REGISTRY.loads.lock();
-        REGISTRY.with_room(|| {
-            afterwards = Afterwards::default();
-            load(wanted, plan, model_hash, &mut afterwards)
+    let chosen = choose::choose(&wanted.device, wanted.fallback, &Here, |device| {
+        let key = EngineKey::new(wanted, model_hash, device);
+        REGISTRY.get(key.clone(), wanted.hint == Hint::Auto, |consent| {
+            let _alone = REGISTRY.loads.lock();
+            let may_fall_back = choose::allows_fallback(&wanted.device, wanted.fallback);
+            if may_fall_back && let Some(error) = FAILED.find(&key, Instant::now()) {
+                return Err(error);
+            }
+            let outcome = REGISTRY.with_room(|| {
+                afterwards = Afterwards::default();
+                load(wanted, &key, consent, &mut afterwards)
+            });
+            if let (Some(_), Err(error)) = (device.gpu(), &outcome) {
+                FAILED.note(key.clone(), Instant::now(), error);
+            }
+            outcome
         })
     });
     if let Some(cache) = &wanted.cache {
         afterwards.take_place(cache);
     }
-    let lease = lease?;
+    let (mut lease, reason) = chosen?;
     lease.keep_for(wanted.keep_alive);
+    lease.has(wanted, gpu_limit, reason);
     Ok(lease)
+}
+
+fn hash_of(wanted: &Wanted) -> Result<u128, EngineError> {
+    hash::of_file(&wanted.model).map_err(|error| {
+        EngineError::new(
+            EngineErrorKind::ModelMissing,
+            format!(
+                "the model {} cannot be read, {error}: set model-file to the path of an ONNX file",
+                wanted.model.display()
+            ),
+            "",
+        )
+    })
+}
+
+/// Bounds the process's memory of the GPU that may be used.
+fn claim(wanted: &Wanted) -> Result<Option<Limit>, EngineError> {
+    let gpu = if wanted.device == Device::Auto { Some(0) } else { wanted.device.gpu() };
+    let limit = gpu
+        .filter(|_| wanted.gpu_budget != 0)
+        .map(|gpu| gpu::budget::of(gpu).limit(&wanted.element, wanted.gpu_budget));
+    limit
+        .transpose()
+        .map_err(|conflict| EngineError::new(EngineErrorKind::Settings, conflict.to_string(), ""))
 }
 
 /// Has those who want the same, until the lease is dropped, run `engine` instead of a model that is loaded; the model's file
 /// only tells engines apart. For measurements of all that is not the engine.
 pub fn lend(wanted: &Wanted, engine: Arc<dyn Engine>) -> Result<Lease, EngineError> {
     let ledger = Ledger::new(&budget::HOST, &wanted.model.display().to_string());
-    REGISTRY.get(EngineKey::new(wanted)?, false, || Batcher::new(engine, ledger))
+    let key = EngineKey::new(wanted, hash_of(wanted)?, &wanted.device.resolved());
+    REGISTRY.get(key, false, |_| Batcher::new(engine, ledger))
+}
+
+/// Waits for the turn to load, which others have at the time: a load is measured by what the process grows by. For a worker of an
+/// engine, which whoever has the turn may wait for in turn, to end that engine: so there is an end to it.
+pub(super) fn turn() -> Option<MutexGuard<'static, ()>> {
+    REGISTRY.loads.try_lock_for(EXIT_PATIENCE)
 }
 
 /// Engines that are kept without an element.
@@ -193,11 +275,13 @@ impl Afterwards {
 
 fn load(
     wanted: &Wanted,
-    plan: Plan,
-    model_hash: u128,
+    key: &EngineKey,
+    consent: &Arc<Consent>,
     afterwards: &mut Afterwards,
 ) -> Result<Batcher, EngineError> {
-    let placed = (model_hash, wanted.device.resolved());
+    let EngineKey { model_hash, plan, .. } = *key;
+    let placed = (model_hash, key.device.clone());
+    let max_batch = if wanted.max_batch == 0 { key.device.usual_batch() } else { wanted.max_batch };
     // An optimised graph is ONNX Runtime's own, for its own kernels.
     let cache = wanted.cache.as_ref().filter(|_| placed.1 == Device::Cpu);
     let mut place = cache.and_then(|cache| Some((cache, optimize::library_and_key(model_hash)?)));
@@ -214,10 +298,20 @@ fn load(
         plan,
         gpu: wanted.gpu,
         gpu_limit: None,
-        tensorrt_cache: None,
+        tensorrt_cache: tensorrt_cache(wanted, key),
     };
-    let mut load_from =
-        |entry: Option<&_>| OnnxEngine::load_from(&options, entry, wanted.max_batch, &mut ledger);
+    if let Some(gpu) = key.device.gpu() {
+        let consent = consent.clone();
+        let order = on_gpu::Order { options, gpu, model_hash, max_batch, cores: wanted.threads, consent };
+        let engine = on_gpu::load(order, &mut ledger)?;
+        stop_workers_at_exit();
+        let frame_tensor = engine.spec().input.bytes() as u64;
+        let least = engine.spec().batch.capacity(1) as u64;
+        let model = ledger.held().model;
+        estimate::learn(placed, Estimate { model, frame_arena: 0, frame_tensor, least });
+        return within_budget(engine, ledger);
+    }
+    let mut load_from = |entry: Option<&_>| OnnxEngine::load_from(&options, entry, max_batch, &mut ledger);
     let engine = match (load_from(cached.as_ref()), &cached, &place) {
         // Whatever it is, the model itself decides.
         (Err(error), Some(entry), Some((cache, (_, key))))
@@ -244,7 +338,6 @@ fn load(
         least: spec.batch.capacity(1) as u64,
     };
     estimate::learn(placed, measured);
-    ledger.check().map_err(|exceeded| EngineError::no_budget(&spec.file, ledger.held(), &exceeded))?;
     match (&cached, place) {
         (Some(entry), _) => entry.used_now(),
         (None, Some((_, (library, key)))) => {
@@ -254,15 +347,28 @@ fn load(
         }
         (None, None) => (),
     }
-    Batcher::new(Arc::new(engine), ledger)
+    within_budget(Arc::new(engine), ledger)
+}
+
+/// What the load turned out to take is held against the host's budget.
+fn within_budget(engine: Arc<dyn Engine>, mut ledger: Ledger) -> Result<Batcher, EngineError> {
+    let file = &engine.spec().file;
+    ledger.check().map_err(|exceeded| EngineError::no_budget(file, ledger.held(), &exceeded))?;
+    Batcher::new(engine, ledger)
+}
+
+/// For engines that TensorRT builds: as with optimised graphs, of one model and library, where the cache is on.
+fn tensorrt_cache(wanted: &Wanted, key: &EngineKey) -> Option<PathBuf> {
+    let cache = wanted.cache.as_ref().filter(|_| matches!(key.device, Device::TensorRt(_)))?;
+    Some(cache.folder.join("tensorrt").join(format!("{:032x}-{}", key.model_hash, runtime::version()?)))
 }
 
 impl Known {
     /// The engine, where it is still of use.
-    fn engine(&self) -> Option<Arc<Batcher>> {
+    fn engine(&self, key: &EngineKey) -> Option<Arc<Batcher>> {
         match self {
             Known::Loading => None,
-            Known::Loaded(entry) => entry.engine.upgrade().filter(|engine| !engine.is_lost()),
+            Known::Loaded(entry) => entry.engine.upgrade().filter(|engine| key.still_has(engine)),
         }
     }
 }
@@ -273,7 +379,7 @@ impl Registry {
         &'static self,
         key: EngineKey,
         any_plan: bool,
-        load: impl FnOnce() -> Result<Batcher, EngineError>,
+        load: impl FnOnce(&Arc<Consent>) -> Result<Batcher, EngineError>,
     ) -> Result<Lease, EngineError> {
         let mut engines = self.engines.lock();
         loop {
@@ -284,12 +390,12 @@ impl Registry {
                     continue;
                 }
                 loading |= matches!(known, Known::Loading);
-                if let (Some(engine), Known::Loaded(entry)) = (known.engine(), known) {
+                if let (Some(engine), Known::Loaded(entry)) = (known.engine(other), known) {
                     entry.users += 1;
                     if entry.idle.take().is_some() {
                         self.idled.notify_all();
                     }
-                    return Ok(Lease::new(self, other.clone(), engine));
+                    return Ok(Lease::new(self, other.clone(), engine, entry.consent.clone()));
                 }
             }
             if loading {
@@ -304,12 +410,13 @@ impl Registry {
         drop(engines);
 
         // A panic in the load must not leave the others waiting for it.
-        let guard = Settle { registry: self, key: &key, outcome: None };
+        let consent = Arc::<Consent>::default();
+        let guard = Settle { registry: self, key: &key, consent: consent.clone(), outcome: None };
         if exiting {
             return Err(super::runtime::too_late());
         }
-        let engine = guard.loaded(Arc::new(load()?));
-        Ok(Lease::new(self, key, engine))
+        let engine = guard.loaded(Arc::new(load(&consent)?));
+        Ok(Lease::new(self, key, engine, consent))
     }
 
     /// The holder of a lease has left.
@@ -327,7 +434,7 @@ impl Registry {
         if entry.users > 0 {
             return;
         }
-        if entry.keep_alive.is_zero() || engine.is_lost() || exiting {
+        if entry.keep_alive.is_zero() || !key.still_has(engine) || exiting {
             known.remove(key);
             return;
         }
@@ -360,19 +467,68 @@ pub struct Lease {
     engine: Arc<Batcher>,
     /// Nanoseconds.
     keep_alive: AtomicU64,
+    consent: Arc<Consent>,
+    /// The element does not allow the CPU in the GPU's place.
+    objects: bool,
+    /// The element's `gpu-memory-budget`, in force while it is there.
+    gpu_limit: Option<Limit>,
+    /// Why it is not the device that was asked for, until that was told.
+    elsewhere: Mutex<Option<Change>>,
 }
 
 impl Lease {
-    fn new(registry: &'static Registry, key: EngineKey, engine: Arc<Batcher>) -> Self {
-        Self { registry, key, engine, keep_alive: AtomicU64::new(0) }
+    fn new(registry: &'static Registry, key: EngineKey, engine: Arc<Batcher>, consent: Arc<Consent>) -> Self {
+        Self {
+            registry,
+            key,
+            engine,
+            keep_alive: AtomicU64::new(0),
+            consent,
+            objects: false,
+            gpu_limit: None,
+            elsewhere: Mutex::new(None),
+        }
+    }
+
+    /// What holds for this element of those that have the engine.
+    fn has(&mut self, wanted: &Wanted, gpu_limit: Option<Limit>, reason: Option<String>) {
+        if self.key.device.gpu().is_some() {
+            self.gpu_limit = gpu_limit;
+            self.objects = !choose::allows_fallback(&wanted.device, wanted.fallback);
+            if self.objects {
+                self.consent.object();
+            }
+        }
+        let Some(reason) = reason.map(Arc::<str>::from) else { return };
+        let device = self.engine.spec().device.name();
+        let mut engines = self.registry.engines.lock();
+        let Some(Known::Loaded(entry)) = engines.known.as_mut().and_then(|known| known.get_mut(&self.key))
+        else {
+            return;
+        };
+        let first = entry.told.replace(reason.clone()).is_none_or(|told| told != reason);
+        *self.elsewhere.lock() = Some(Change { device, reason, first });
+    }
+
+    /// What is new of where the engine runs: once that it is not the device that the element asked for, and later that it has moved.
+    /// `seen` as with [`super::active::ActiveDevice::news`].
+    pub fn news(&self, seen: &AtomicU32) -> Option<Change> {
+        // It is never set later.
+        self.elsewhere.lock().take().or_else(|| self.engine.spec().device.news(seen))
+    }
+
+    /// Frames that run together where nobody says how many.
+    pub fn usual_batch(&self) -> usize {
+        self.key.device.usual_batch()
     }
 
     pub fn engine(&self) -> &Arc<Batcher> {
         &self.engine
     }
 
-    /// See [`Batcher::attach`]; idle engines make room for it.
+    /// See [`Batcher::attach`]; idle engines make room for it. With 0 as [`Self::usual_batch`].
     pub fn attach(&self, max_batch: usize) -> Result<Stream, EngineError> {
+        let max_batch = if max_batch == 0 { self.usual_batch() } else { max_batch };
         self.registry.with_room(|| self.engine.attach(max_batch))
     }
 
@@ -384,6 +540,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.objects {
+            self.consent.withdraw();
+        }
         let keep_alive = Duration::from_nanos(self.keep_alive.load(Ordering::Relaxed));
         // The engine itself goes after this, outside of every lock.
         self.registry.leave(&self.key, &self.engine, keep_alive);
@@ -394,6 +553,7 @@ impl Drop for Lease {
 struct Settle<'a> {
     registry: &'a Registry,
     key: &'a EngineKey,
+    consent: Arc<Consent>,
     outcome: Option<Arc<Batcher>>,
 }
 
@@ -413,6 +573,8 @@ impl Drop for Settle<'_> {
                 let entry = Entry {
                     engine: Arc::downgrade(&engine),
                     relief: engine.relief(),
+                    consent: self.consent.clone(),
+                    told: None,
                     users: 1,
                     keep_alive: Duration::ZERO,
                     idle: None,

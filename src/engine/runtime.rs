@@ -13,9 +13,11 @@ use std::time::Duration;
 use libloading::Library;
 use once_cell::sync::OnceCell;
 use ort::environment::Environment;
+use ort::ep::{self, ExecutionProvider};
 use ort::logging::LoggerFunction;
 use parking_lot::Mutex;
 
+use super::device::Device;
 use super::{EngineError, EngineErrorKind};
 
 /// The environment variable that names the library where no property does; the name is `ort`'s own.
@@ -106,6 +108,17 @@ pub fn library() -> Option<&'static Path> {
 /// Of the library, as it calls itself; `None` before it is loaded.
 pub fn version() -> Option<&'static str> {
     LOADED.get().map(|loaded| loaded.version.as_str())
+}
+
+/// Whether the library that is loaded was built with the provider for `device`, a GPU of NVIDIA's.
+pub fn has_provider(device: &Device) -> bool {
+    LOADED.get().is_some()
+        && match device {
+            Device::Cuda(_) => ep::CUDA::is_available(),
+            Device::TensorRt(_) => ep::TensorRT::is_available(),
+            Device::Auto | Device::Cpu | Device::OpenVino(_) => Ok(false),
+        }
+        .unwrap_or_default()
 }
 
 fn candidates(library: Option<&Path>) -> Vec<PathBuf> {

@@ -71,6 +71,8 @@ impl Session {
             device,
             gpu: settings.device.gpu(),
             fallback: settings.device.fallback(),
+            gpu_budget: settings.memory.gpu_memory_budget,
+            element: element.into(),
             threads: settings.thread_count(),
             hint: settings.performance_hint.hint(),
             detectors,

@@ -4,6 +4,7 @@ use super::*;
 use crate::batch::Ledger;
 use crate::batch::batcher::tests::{spec, submit};
 use crate::batch::{Outcome, Patience};
+use crate::engine::active::ActiveDevice;
 use crate::engine::device::Device;
 use crate::engine::{BatchSize, Engine, ModelSpec, Output};
 use crate::memory::budget::HOST;
@@ -35,6 +36,7 @@ pub fn key(model_hash: u128) -> EngineKey {
         model_hash,
         head: None,
         device: Device::Cpu,
+        gpu: None,
         threads: 4,
         plan: Plan { callers: 1, threads: 4 },
     }
@@ -49,7 +51,7 @@ pub fn registry() -> &'static Registry {
 }
 
 fn load(registry: &'static Registry, key: EngineKey, any_plan: bool) -> Lease {
-    registry.get(key, any_plan, batcher).unwrap()
+    registry.get(key, any_plan, |_| batcher()).unwrap()
 }
 
 fn same(one: &Lease, other: &Lease) -> bool {
@@ -82,7 +84,7 @@ fn who_leaves_the_plan_open_waits_for_another_plan_s_load() {
         std::thread::scope(|scope| {
             let first = scope.spawn(|| {
                 let (begun_in, may_go_on) = (begun_in, may_go_on);
-                registry.get(throughput(), false, || {
+                registry.get(throughput(), false, |_| {
                     begun_in.send(()).unwrap();
                     may_go_on.recv_timeout(PATIENCE).unwrap();
                     match fails {
@@ -94,7 +96,7 @@ fn who_leaves_the_plan_open_waits_for_another_plan_s_load() {
             begun.recv_timeout(PATIENCE).unwrap();
             let second = scope.spawn(|| {
                 let mut loaded = false;
-                let engine = registry.get(key(6), true, || {
+                let engine = registry.get(key(6), true, |_| {
                     loaded = true;
                     batcher()
                 });
@@ -116,7 +118,7 @@ fn a_failed_load_is_tried_again_by_those_who_waited() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let outcome = registry.get(key(1), false, || {
+                let outcome = registry.get(key(1), false, |_| {
                     tries.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(2));
                     Err(EngineError::new(EngineErrorKind::Run, "no", ""))
@@ -151,11 +153,11 @@ fn a_sound_engine_is_shared_and_a_lost_one_is_loaded_anew() {
 fn a_panic_while_loading_leaves_nobody_waiting() {
     let registry = registry();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _ = registry.get(key(2), false, || panic!("in the load"));
+        let _ = registry.get(key(2), false, |_| panic!("in the load"));
     }));
     assert!(outcome.is_err());
     assert!(
-        registry.get(key(2), false, || Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err()
+        registry.get(key(2), false, |_| Err(EngineError::new(EngineErrorKind::Run, "again", ""))).is_err()
     );
 }
 
@@ -240,4 +242,100 @@ fn an_idle_engine_ends_when_its_time_is_over_and_no_other() {
         assert!(Instant::now() < deadline, "the thread stays without need");
         std::thread::yield_now();
     }
+}
+
+fn wanted(device: &str, fallback: Option<bool>, threads: usize) -> Wanted {
+    Wanted {
+        model: "fake.onnx".into(),
+        library: None,
+        head: None,
+        device: Device::parse(device).unwrap(),
+        gpu: Default::default(),
+        fallback,
+        gpu_budget: 0,
+        element: "d0".into(),
+        threads,
+        hint: Hint::Auto,
+        detectors: threads,
+        max_batch: 0,
+        keep_alive: Duration::ZERO,
+        cache: None,
+    }
+}
+
+#[test]
+fn threads_tell_engines_apart_on_a_processor_and_options_on_a_gpu() {
+    let key = |wanted: &Wanted| EngineKey::new(wanted, 1, &wanted.device);
+    let [few, many] = [2, 8].map(|threads| wanted("cuda:1", None, threads));
+    assert_eq!(key(&few), key(&many));
+    assert_ne!(key(&few), key(&Wanted { device: Device::Cuda(0), ..few.clone() }));
+    let graph = gpu::Options { graph: true, ..Default::default() };
+    assert_ne!(key(&few), key(&Wanted { gpu: graph, ..few.clone() }));
+    let [few, many] = [2, 8].map(|threads| wanted("cpu", None, threads));
+    assert_ne!(key(&few), key(&many));
+    assert_eq!(key(&few), key(&Wanted { gpu: graph, ..few.clone() }));
+}
+
+fn on_gpu(registry: &'static Registry, consents: &mpsc::Sender<Arc<Consent>>) -> Lease {
+    let key = EngineKey { device: Device::Cuda(0), ..key(1) };
+    registry
+        .get(key, false, |consent| {
+            consents.send(consent.clone()).unwrap();
+            let spec = ModelSpec { device: ActiveDevice::new("cuda:0"), ..spec(BatchSize::Any) };
+            Batcher::new(Arc::new(Panics(spec)), Ledger::new(&HOST, "fake.onnx"))
+        })
+        .unwrap()
+}
+
+#[test]
+fn the_cpu_takes_a_gpu_s_place_where_every_element_allows_it() {
+    let (registry, (consents_in, consents)) = (registry(), mpsc::channel());
+    let [mut auto, mut named] = [(); 2].map(|()| on_gpu(registry, &consents_in));
+    let consent = consents.try_recv().unwrap();
+    auto.has(&wanted("auto", None, 1), None, None);
+    assert!(consent.is_given());
+    named.has(&wanted("cuda", None, 1), None, None);
+    assert!(!consent.is_given());
+    drop(named);
+    assert!(consent.is_given());
+    let mut strict = on_gpu(registry, &consents_in);
+    strict.has(&wanted("auto", Some(false), 1), None, None);
+    assert!(!consent.is_given() && consents.try_recv().is_err(), "it is one engine");
+}
+
+#[test]
+fn an_engine_that_has_left_its_gpu_is_for_those_alone_who_have_it() {
+    let (registry, (consents_in, _consents)) = (registry(), mpsc::channel());
+    let [first, second] = [(); 2].map(|()| on_gpu(registry, &consents_in));
+    assert!(same(&first, &second));
+    first.engine().spec().device.move_to("cpu", "it is lost");
+    let seen = AtomicU32::new(0);
+    assert_eq!(
+        second.news(&seen).map(|change| (change.first, &*change.reason == "it is lost")),
+        Some((true, true))
+    );
+    assert_eq!(second.news(&seen), None);
+    assert!(!same(&first, &on_gpu(registry, &consents_in)));
+    leave(first, HOUR);
+    leave(second, HOUR);
+    assert_eq!(registry.idle_engines(), 0);
+}
+
+#[test]
+fn why_it_is_another_device_is_told_to_those_who_asked_for_that_one() {
+    let registry = registry();
+    let [plain, mut one, mut two, mut three] = [(); 4].map(|()| load(registry, key(1), false));
+    let told = |lease: &Lease, seen: &AtomicU32| {
+        lease.news(seen).map(|change| (change.reason.to_string(), change.first))
+    };
+    for (lease, reason, first) in
+        [(&mut one, "no driver", true), (&mut two, "no driver", false), (&mut three, "too small", true)]
+    {
+        lease.has(&wanted("auto", None, 1), None, Some(reason.into()));
+        let seen = AtomicU32::new(0);
+        assert_eq!(told(lease, &seen), Some((reason.into(), first)));
+        assert_eq!(told(lease, &seen), None);
+    }
+    assert_eq!(told(&plain, &AtomicU32::new(0)), None);
+    assert_eq!((plain.usual_batch(), one.attach(0).unwrap().batcher().stats().batch_limit), (1, 1));
 }

@@ -1,0 +1,172 @@
+//! Loads of engines on NVIDIA's GPUs: within the budget, measured, and recovering.
+
+use std::sync::Arc;
+
+use super::device::Device;
+use super::gpu::budget::{self, Fitted, Measured, Outcome, Room};
+use super::gpu::driver::{Card, DriverError};
+use super::onnx::{OnnxEngine, SessionOptions};
+use super::plan::Plan;
+use super::recover::{self, Consent, Recovering, Sessions};
+use super::{Engine, EngineError, EngineErrorKind, estimate, hash, registry, room, runtime};
+use crate::batch::{Ledger, Need, Place};
+use crate::memory::budget::{Budget, Megabytes};
+
+/// What is to be loaded.
+pub(super) struct Order {
+    pub options: SessionOptions,
+    pub gpu: u32,
+    pub model_hash: u128,
+    /// Frames that shall run together.
+    pub max_batch: usize,
+    /// That the CPU may use in the GPU's place.
+    pub cores: usize,
+    pub consent: Arc<Consent>,
+}
+
+/// The engine, and what it is measured to take in the two ledgers: `ledger` has the host's.
+///
+/// # Errors
+/// Those of [`OnnxEngine::load`]; [`EngineErrorKind::NoBudget`] with the sum where the budget of the GPU has no room.
+pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>, EngineError> {
+    let Order { mut options, gpu, model_hash, max_batch, cores, consent } = order;
+    let file = options.model.clone();
+    let failed = |error: DriverError| {
+        let message = format!("the driver does not tell of the memory of GPU {gpu}");
+        EngineError::new(EngineErrorKind::DeviceLost, message, error)
+    };
+    // Makes CUDA's context, so that it is not taken for a part of the model.
+    let card = Card::open(gpu).map_err(failed)?;
+    let there = card.memory().map_err(failed)?;
+    let budget = budget::of(gpu);
+    let room = Room {
+        limit: budget.ceiling().unwrap_or_else(|| budget::automatic(there.total)),
+        context: budget::learn_context(gpu, card.context_bytes()),
+        others: budget.reserved(),
+    };
+    let crowded = there.free < room.free();
+    let placed = (model_hash, options.device.clone());
+    let wish = estimate::estimate(&placed, &file).on_gpu(&file, max_batch);
+    let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned();
+    let mut held = Ledger::new(budget, &name);
+    let thought = ledger.held();
+
+    let attempt = |share: &budget::Share| {
+        options.gpu_limit = Some(share.arena);
+        // Batches of other engines do not grow into it.
+        held.set(Need { model: share.arena, tensors: share.tensors, ..Need::default() });
+        ledger.set(thought);
+        let before = card.memory().map_err(failed)?;
+        match OnnxEngine::load_from(&options, None, share.frames, ledger) {
+            Ok(engine) => {
+                let used = before.free.saturating_sub(card.memory().map_err(failed)?.free);
+                let spec = engine.spec();
+                let frame_tensors = (spec.input.bytes() + spec.output.bytes()) as u64;
+                let frames = engine.figures().frames;
+                Ok(Outcome::Loaded(engine, Measured { used, frames, frame_tensors }))
+            }
+            Err(error) if error.kind == EngineErrorKind::OutOfMemory => Ok(Outcome::OutOfMemory(error)),
+            Err(error) => Err(error),
+        }
+    };
+    let Fitted { engine, measured, .. } = budget::fit(&room, wish, attempt, |short, error| match error {
+        Some(error) if crowded => {
+            let message = format!(
+                "{}: of GPU {gpu} only {} were free of {}; end what else uses it, or use device=cpu",
+                error.message,
+                Megabytes(there.free),
+                Megabytes(there.total)
+            );
+            EngineError::new(EngineErrorKind::OutOfMemory, message, error.detail)
+        }
+        error => short.error(&file, gpu, error.map(|error| error.to_string()).unwrap_or_default()),
+    })?;
+
+    let Measured { used, frames, frame_tensors } = measured;
+    let tensors = budget::tensors(frames, frame_tensors).min(used);
+    let model = wish.weights.min(used - tensors);
+    let arena = used - tensors - model;
+    held.set(Need { model, arena, tensors });
+    held.laid_out(frames, arena / frames.max(1) as u64);
+    if frames < engine.spec().batch.capacity(max_batch) && !crowded {
+        held.bound_frames(frames);
+    }
+    // What the host has does not grow with the batch.
+    let host = ledger.held();
+    ledger.set(Need { model: host.model.saturating_add(host.arena), arena: 0, ..host });
+    ledger.laid_out(frames, 0);
+    let place = Place::on_gpu(held, frame_tensors, room.context);
+    ledger.runs_in(place.clone());
+    let sessions = Remake { options, model_hash, frames, cores, place, consent };
+    Ok(Arc::new(Recovering::new(Box::new(engine), Box::new(sessions))))
+}
+
+/// Makes sessions of an engine that was loaded before.
+struct Remake {
+    options: SessionOptions,
+    model_hash: u128,
+    frames: usize,
+    cores: usize,
+    place: Place,
+    consent: Arc<Consent>,
+}
+
+/// For a session in place of another: what it takes is reserved already.
+static RESERVED_ALREADY: Budget = Budget::new("", || 0);
+
+impl Remake {
+    fn load(
+        &self,
+        options: &SessionOptions,
+        frames: usize,
+        ledger: &mut Ledger,
+    ) -> Result<OnnxEngine, EngineError> {
+        let engine = OnnxEngine::load_from(options, None, frames, ledger)?;
+        registry::stop_workers_at_exit();
+        Ok(engine)
+    }
+
+    fn check_file(&self) -> Result<(), EngineError> {
+        match hash::of_file(&self.options.model) {
+            Ok(hash) if hash == self.model_hash => Ok(()),
+            _ => Err(recover::changed(&self.options.model)),
+        }
+    }
+}
+
+impl Sessions for Remake {
+    fn anew(&self) -> Result<Box<dyn Engine>, EngineError> {
+        self.check_file()?;
+        let _turn = registry::turn();
+        let mut ledger = Ledger::new(&RESERVED_ALREADY, "");
+        Ok(Box::new(self.load(&self.options, self.frames, &mut ledger)?))
+    }
+
+    fn on_cpu(&self) -> Result<Box<dyn Engine>, EngineError> {
+        self.check_file()?;
+        let _turn = registry::turn();
+        let file = &self.options.model;
+        let options = SessionOptions {
+            device: Device::Cpu,
+            plan: Plan::instead_of_gpu(self.cores),
+            gpu_limit: None,
+            tensorrt_cache: None,
+            ..self.options.clone()
+        };
+        let estimate = estimate::estimate(&(self.model_hash, Device::Cpu), file);
+        let mut ledger = room::reserve(file, &estimate, options.plan.callers)?;
+        let engine = self.load(&options, 1, &mut ledger)?;
+        ledger.check().map_err(|exceeded| EngineError::no_budget(file, ledger.held(), &exceeded))?;
+        ledger.bound_frames(engine.spec().batch.capacity(1));
+        self.place.move_to_host(ledger);
+        Ok(Box::new(engine))
+    }
+
+    fn cpu_allowed(&self) -> bool {
+        self.consent.is_given()
+    }
+
+    fn exiting(&self) -> bool {
+        runtime::exiting()
+    }
+}
