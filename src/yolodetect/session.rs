@@ -63,7 +63,7 @@ impl Session {
         // Before anything is loaded that it shall bound.
         let budget = (bytes != 0).then(|| budget::HOST.limit(element, bytes)).transpose();
         let _budget = budget.map_err(|conflict| refuse(conflict.to_string()))?;
-        let max_batch = max_batch(settings);
+        let max_batch = settings.max_batch as usize;
         let wanted = Wanted {
             model,
             library: settings.onnxruntime_library.clone(),
@@ -108,7 +108,11 @@ impl Session {
     pub fn batch_warning(&self, settings: &Settings) -> Option<String> {
         let BatchSize::Fixed(size) = self.stream.spec().batch else { return None };
         let file = self.stream.spec().file.display();
-        let warning = match max_batch(settings) {
+        let wanted = match settings.max_batch as usize {
+            0 => self.lease.usual_batch(),
+            wanted => wanted,
+        };
+        let warning = match wanted {
             wanted if wanted == size => return None,
             wanted if size == 1 => format!(
                 "{file} runs one frame at a time, so that max-batch={wanted} changes nothing. Export it with a dynamic \
@@ -128,11 +132,6 @@ impl Session {
             settings.classes.as_deref().map(|list| parse_classes(list, &self.labels, classes)).transpose()?;
         Ok(ids.map(ClassFilter::from_ids))
     }
-}
-
-fn max_batch(settings: &Settings) -> usize {
-    // On a CPU a batch of one is as fast as any and smallest.
-    (settings.max_batch as usize).max(1)
 }
 
 fn kinds(settings: &Settings) -> Result<Kinds, String> {
