@@ -175,11 +175,11 @@ fn unsafe_code_stays_where_it_is_expected_and_says_why_it_is_sound() {
 }
 
 #[test]
-fn gpus_are_asked_without_onnx_runtime_and_batches_do_not_know_them() {
-    let batch = |file: &str| ["batch/", "tensor.rs"].iter().any(|place| file.starts_with(place));
-    assert_kept("batches know no GPU", broken(&sources(), batch, |line| names(line, "gpu")));
-    let driver = |file: &str| file == "engine/gpu/driver.rs" || file == "engine/gpu/budget.rs";
-    assert_kept("the driver knows no engine", broken(&sources(), driver, |line| line.contains("crate::batch")));
+fn gpus_are_asked_by_those_who_know_neither_batches_nor_onnx_runtime() {
+    let asks = |file: &str| file.starts_with("engine/gpu/") && file != "engine/gpu/budget.rs";
+    let foreign =
+        |line: &str| ["crate::batch", "crate::tensor", "engine::onnx"].iter().any(|path| line.contains(path));
+    assert_kept("engine/gpu knows no batches and no sessions", broken(&sources(), asks, foreign));
 }
 
 #[test]

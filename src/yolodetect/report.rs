@@ -11,6 +11,7 @@ use super::negotiation;
 use super::session::Session;
 use crate::batch::ticket::Reduced;
 use crate::engine::active::Change;
+use crate::engine::gpu::budget::GpuUse;
 use crate::engine::{EngineError, EngineErrorKind, registry};
 use crate::memory;
 use crate::memory::pool::PoolStats;
@@ -101,6 +102,14 @@ impl YoloDetect {
         let builder = builder.field("memory", memory_structure());
         let Some(session) = self.session() else { return builder.build() };
         let (spec, engine) = (session.stream.spec(), session.stream.batcher().stats());
+        let gpu = engine.gpu.map(|GpuUse { context, model, arena, tensors }| {
+            gst::Structure::builder("gpu")
+                .field("context", context)
+                .field("model", model)
+                .field("arena", arena)
+                .field("tensors", tensors)
+                .build()
+        });
         let engine = gst::Structure::builder("engine")
             .field("model", spec.file.to_string_lossy().into_owned())
             .field("device", &*spec.device.name())
@@ -117,6 +126,8 @@ impl YoloDetect {
             .field("waiting", engine.waiting as u32)
             .field("callers", spec.callers as u32)
             .field("batch-limit", engine.batch_limit as u32)
+            .field_if_some("gpu-bytes", engine.gpu.map(|gpu| gpu.total()))
+            .field_if_some("gpu", gpu)
             .build();
         let history = session.pressure.history.frames() as u64;
         builder.field("engine", engine).field("history-frames", history).build()
