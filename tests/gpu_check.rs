@@ -6,6 +6,7 @@ mod common;
 mod cuda_driver;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -401,11 +402,13 @@ fn libraries_that_an_application_has_are_used() {
     assert!(is_loaded("ort/libcublas.so.13") && !is_loaded("ort/libcudart.so.13"));
 }
 
-/// ONNX Runtime may be a link, or known to the loader alone.
+/// ONNX Runtime looks beside the name that it was loaded by, be that a link's, or one for the loader alone.
 #[test]
-fn the_providers_are_found_by_any_name_of_onnx_runtime() {
-    if !beside("the_providers_are_found_by_any_name_of_onnx_runtime", |folder| {
-        complete(folder);
+fn the_providers_are_looked_for_where_onnx_runtime_does() {
+    if !beside("the_providers_are_looked_for_where_onnx_runtime_does", |folder| {
+        folder.driver(&[]);
+        providers(folder);
+        needed(folder, "");
         // One that exports what ONNX Runtime does, where the loader finds it.
         let source = folder.path().join("ort.c");
         fs::write(&source, "void OrtGetApiBase(void) {}").unwrap();
@@ -414,19 +417,32 @@ fn the_providers_are_found_by_any_name_of_onnx_runtime() {
         let built = compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status();
         assert!(built.expect("cc").success());
         fs::create_dir(folder.path().join("links")).unwrap();
-        std::os::unix::fs::symlink("../ort/libonnxruntime.so.1", folder.path().join("links/own.so")).unwrap();
+        symlink(&library, folder.path().join("links/own.so")).unwrap();
+        symlink(folder.path().join(ORT), folder.path().join("links/ort.so")).unwrap();
     }) {
         return;
     }
     let by_name = |file: &Path| check(&Device::Cuda(0), Library { file, built_in: true });
-    by_name(&folder().join("links/own.so")).unwrap();
-    let name = Path::new("libonnxruntime.so.1");
+    let absent = |file: &Path| {
+        let message = by_name(file).unwrap_err().message;
+        assert!(message.contains("has no libonnxruntime_providers_shared.so beside it"), "{message}");
+    };
+    absent(&folder().join("links/ort.so"));
+    let (name, link) = (Path::new("libonnxruntime.so.1"), folder().join("links/own.so"));
     // SAFETY: it does nothing.
     let _loaded = unsafe { libloading::Library::new(name) }.unwrap();
-    let message = by_name(name).unwrap_err().message;
-    assert!(message.contains("has no libonnxruntime_providers_shared.so beside it"), "{message}");
+    absent(name);
+    absent(&link);
     for file in [SHARED, CUDA] {
         fs::copy(folder().join(file), folder().join(Path::new(file).file_name().unwrap())).unwrap();
     }
     by_name(name).unwrap();
+    // It is loaded by the other name already.
+    by_name(&link).unwrap();
+    absent(&folder().join("links/ort.so"));
+    for file in [SHARED, CUDA] {
+        let link = folder().join("links").join(Path::new(file).file_name().unwrap());
+        symlink(folder().join(file), link).unwrap();
+    }
+    by_name(&folder().join("links/ort.so")).unwrap();
 }

@@ -116,11 +116,12 @@ fn files(says: &Says<'_>, library: &Library<'_>) -> Result<Files, EngineError> {
     Ok(Files { folder, needed, major })
 }
 
-/// Where ONNX Runtime looks for its providers: beside itself.
+/// Where ONNX Runtime looks for its providers: beside itself, by the name that it was loaded by; links are not followed.
 fn folder(library: &Path) -> Option<PathBuf> {
     let is_for_loader = library.components().count() == 1 && library.is_relative();
-    let file = if is_for_loader { libraries::loaded_file(library)? } else { library.to_path_buf() };
-    Some(file.canonicalize().ok()?.parent()?.to_path_buf())
+    let file = libraries::loaded_file(library)
+        .or_else(|| if is_for_loader { None } else { Some(library.to_path_buf()) })?;
+    Some(std::path::absolute(file).ok()?.parent()?.to_path_buf())
 }
 
 /// The messages. Pure.

@@ -134,10 +134,10 @@ fn open(path: &Path, more: libc::c_int) -> Result<Library, String> {
     })
 }
 
-/// The file of ONNX Runtime's library, which is loaded, where `name` is one for the loader alone; `None` where the loader
-/// knows it by no such name.
+/// By which path the loader has loaded ONNX Runtime's library, whatever path or name it is asked for by now; `None` where it
+/// has none of that name.
 pub fn loaded_file(name: &Path) -> Option<PathBuf> {
-    // SAFETY: it is loaded already, so nothing of it runs.
+    // SAFETY: only what is loaded already is given, so nothing runs.
     let library = unsafe { Library::open(Some(name), RTLD_LAZY | libc::RTLD_NOLOAD) }.ok()?;
     // SAFETY: only the address is looked at.
     let entry = unsafe { library.get::<*const c_void>(b"OrtGetApiBase\0") }.ok()?;
