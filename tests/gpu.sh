@@ -9,7 +9,7 @@
 #   --frames N       of the long run, through 8 streams together; 20000 unless told
 #   --seconds S      of each side in each of three pairs of runs beside the bare loop; 2 unless told
 #   --pack FOLDER    measures nothing, but puts all that this script needs into FOLDER (release plugin, measuring program, models,
-#                    frames; about 40 MB), for a machine that cannot build or has no network: FOLDER/tests/gpu.sh runs there
+#                    frames; 27 MB), for a machine that cannot build or has no network: FOLDER/tests/gpu.sh runs there
 #   --rehearse       on the CPU and with few frames: what only a GPU can reach is not judged
 #
 # ONNX Runtime is the one that ORT_DYLIB_PATH names, else the one that `pipelines/setup.sh --cuda` has fetched. Of GStreamer
