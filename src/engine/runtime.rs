@@ -149,6 +149,8 @@ fn load(library: &Path) -> Result<(Environment, String), EngineError> {
             "",
         ));
     }
+    // ONNX Runtime looks for its providers beside the name that it is loaded by, and does not follow links.
+    let path = if path.is_absolute() { path.canonicalize().unwrap_or(path) } else { path };
     note_exit();
     // Kept open until `ort` has opened it too, so that it is not loaded twice.
     let (_checked, version) = check(&path)?;
