@@ -390,7 +390,9 @@ fn a_batch_beyond_the_gpu_s_memory_is_run_in_parts() {
         let red = (frame.only().confidence * 255.0).round();
         assert_eq!((frame.status.as_str(), red), ("inferred", 100.0 + number as f64));
     }
-    assert_eq!(posted.lock().reduced, [(8, 4)], "told once");
+    let told = posted.lock().reduced.clone();
+    // Both lanes may have been about to run eight.
+    assert!(matches!(&told[..], [(8, 4)] | [(8, 4), (8, 4)]), "{told:?}");
     drop(detect);
     assert_eq!(balance(), Balance::default());
 }

@@ -135,7 +135,9 @@ impl Batcher {
     pub fn new(engine: Arc<dyn Engine>, ledger: Ledger) -> Result<Self, EngineError> {
         let spec = engine.spec().clone();
         let workers = spec.callers.max(1);
-        let queue = Queue::new(spec.batch, workers);
+        // Who fills a batch needs the cores that a run on the processor has; a GPU would wait for it.
+        let spare = usize::from(ledger.gpu().is_some());
+        let queue = Queue::with_batches(spec.batch, workers, workers + spare);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue,

@@ -64,7 +64,12 @@ pub struct Queue {
 impl Queue {
     /// For `workers` that run a batch each.
     pub fn new(batch: BatchSize, workers: usize) -> Self {
-        let batches = workers.max(2);
+        Self::with_batches(batch, workers, workers)
+    }
+
+    /// As [`Self::new`], with this many batches in all, two at the least: those beyond the workers' can be filled while all of these run.
+    pub fn with_batches(batch: BatchSize, workers: usize, batches: usize) -> Self {
+        let batches = batches.max(2);
         Self {
             batch,
             workers,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::device::Device;
-use super::gpu::budget::{self, Fitted, Measured, Outcome, Room};
+use super::gpu::budget::{self, Fitted, GpuUse, Measured, Outcome, Room};
 use super::gpu::driver::{Card, DriverError};
 use super::onnx::{OnnxEngine, SessionOptions};
 use super::plan::Plan;
@@ -56,13 +56,13 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
         // Batches of other engines do not grow into it.
         held.set(Need { model: share.arena, tensors: share.tensors, ..Need::default() });
         ledger.set(thought);
-        let before = card.memory().map_err(failed)?;
         match OnnxEngine::load_from(&options, None, share.frames, ledger) {
             Ok(engine) => {
-                let used = before.free.saturating_sub(card.memory().map_err(failed)?.free);
                 let spec = engine.spec();
                 let frame_tensors = (spec.input.bytes() + spec.output.bytes()) as u64;
                 let frames = engine.figures().frames;
+                // The context is there before and after.
+                let used = engine.gpu_bytes().map_or(0, |bytes| GpuUse { context: 0, ..bytes }.total());
                 Ok(Outcome::Loaded(engine, Measured { used, frames, frame_tensors }))
             }
             Err(error) if error.kind == EngineErrorKind::OutOfMemory => Ok(Outcome::OutOfMemory(error)),
@@ -82,10 +82,8 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
         error => short.error(&file, gpu, error.map(|error| error.to_string()).unwrap_or_default()),
     })?;
 
-    let Measured { used, frames, frame_tensors } = measured;
-    let tensors = budget::tensors(frames, frame_tensors).min(used);
-    let model = wish.weights.min(used - tensors);
-    let arena = used - tensors - model;
+    let Measured { frames, frame_tensors, .. } = measured;
+    let GpuUse { model, arena, tensors, .. } = engine.gpu_bytes().unwrap_or_default();
     held.set(Need { model, arena, tensors });
     held.laid_out(frames, arena / frames.max(1) as u64);
     if frames < engine.spec().batch.capacity(max_batch) && !crowded {

@@ -12,7 +12,7 @@
 //! bounded time ([`turn`]), since it may be the one that is joined.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -155,11 +155,7 @@ impl Machine for Here {
     }
 
     fn check(&self, device: &Device) -> Result<(), EngineError> {
-        let library = gpu::check::Library {
-            file: runtime::library().unwrap_or(Path::new("libonnxruntime.so")),
-            built_in: self.built_in(device),
-        };
-        gpu::check::check(device, library)
+        super::onnx::check_gpu(device)
     }
 
     fn has_gpu(&self) -> bool {

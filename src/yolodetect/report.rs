@@ -78,7 +78,7 @@ impl YoloDetect {
 
     /// The engine runs elsewhere than was asked for, or than before: everybody says so on the bus, and one of them warns.
     pub(super) fn report_device(&self, session: &Session) {
-        let Some(change) = session.stream.spec().device.news(&self.device_seen) else { return };
+        let Some(change) = session.device_news(&self.device_seen) else { return };
         let Change { device, reason, first } = change;
         if first {
             gst::element_imp_warning!(self, gst::LibraryError::Init, ("{reason}"));

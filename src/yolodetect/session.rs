@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use super::live::Live;
@@ -12,6 +13,7 @@ use crate::batch::Stream;
 use crate::batch::batcher::BatcherStats;
 use crate::decode::{ClassFilter, Thresholds};
 use crate::detection::{ClassId, Labels};
+use crate::engine::active::Change;
 use crate::engine::cache::Cache;
 use crate::engine::device::Device;
 use crate::engine::registry::{self, Lease, Wanted};
@@ -97,6 +99,11 @@ impl Session {
         };
         session.class_filter(settings).map_err(refuse)?;
         Ok(session)
+    }
+
+    /// What is new of where the model runs since `seen`.
+    pub fn device_news(&self, seen: &AtomicU32) -> Option<Change> {
+        self.lease.news(seen)
     }
 
     /// How long the engine shall be kept when its last element has left.

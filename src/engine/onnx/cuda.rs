@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use ort::environment::Environment;
 use ort::ep::{
-    self, ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, ExecutionProvider,
-    ExecutionProviderDispatch,
+    self, ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, ExecutionProviderDispatch,
 };
 use ort::logging::LogLevel;
 use ort::session::Session;
@@ -31,12 +30,8 @@ pub(super) const OPEN_BATCH: BatchSize = BatchSize::Steps;
 /// # Errors
 /// See [`check::check`].
 pub fn check(device: &Device) -> Result<(), EngineError> {
-    let built_in = match device {
-        Device::TensorRt(_) => ep::TensorRT::is_available(),
-        _ => ep::CUDA::is_available(),
-    };
     let file = runtime::library().unwrap_or(Path::new("libonnxruntime.so"));
-    check::check(device, Library { file, built_in: built_in.unwrap_or_default() })
+    check::check(device, Library { file, built_in: runtime::has_provider(device) })
 }
 
 /// The GPU that `device` is on, after all has been looked at that it needs; `None` for what is no GPU.
