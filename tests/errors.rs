@@ -99,7 +99,7 @@ fn label_files_that_do_not_fit() {
 
 #[test]
 fn devices_that_are_not_there() {
-    for device in ["cuda:0", "tensorrt", "toaster", "CPU"] {
+    for device in ["toaster", "CPU", "cpu:0"] {
         let text = error(&format!("model-file={} device={device}", tiny("v8")));
         assert_says(&text, &[&format!("device={device}"), "device=auto"]);
     }
@@ -107,7 +107,19 @@ fn devices_that_are_not_there() {
         let text = error(&format!("model-file={} device={device}", tiny("v8")));
         assert_says(&text, &[&format!("device={device} names no device"), "openvino:GPU.1", "device=auto"]);
     }
-    // The ordinary library has none.
+    for device in ["cuda:", "cuda:x", "tensorrt:64"] {
+        let text = error(&format!("model-file={} device={device}", tiny("v8")));
+        assert_says(&text, &[&format!("device={device} names no GPU"), "from 0 on", "device=auto"]);
+    }
+    // The ordinary library has none of these.
+    for (device, named) in [("cuda", "cuda:0"), ("cuda:3", "cuda:3"), ("tensorrt:1", "tensorrt:1")] {
+        let text = error(&format!("model-file={} device={device}", tiny("v8")));
+        assert_says(
+            &text,
+            &[&format!("device={named} needs an ONNX Runtime with"), "setup.sh --cuda", "device=cpu"],
+        );
+        assert_says(&text, &[&library().display().to_string(), "onnxruntime-gpu", "onnxruntime-library"]);
+    }
     let text = error(&format!("model-file={} device=openvino:gpu", tiny("v8")));
     assert_says(
         &text,
