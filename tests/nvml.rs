@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{another_process, is_child, plugin_folder};
-use gstyolodetect::memory::nvml::Gpus;
+use gstyolodetect::memory::nvml::{self, Gpus};
 use gstyolodetect::memory::sample::Gpu;
 
 /// The variables of the stand-in, which it reads for each call.
@@ -113,6 +113,22 @@ fn without_a_library_there_are_no_gpus() {
         }
         assert_eq!(Rig::new().at(0), []);
     }
+}
+
+#[test]
+fn what_the_driver_does_not_list_is_counted_by_its_holder() {
+    if !beside_library("what_the_driver_does_not_list_is_counted_by_its_holder", Some(&[])) {
+        return;
+    }
+    let mut rig = Rig::new();
+    assert_eq!(rig.at(0), both(None));
+    // CUDA's first GPU is the driver's second.
+    nvml::count("0000:02:00.0", 0, |gpu| 40 + u64::from(gpu));
+    nvml::count("0000:01:00.0", 1, |_| 0);
+    let own = |gpus: Vec<Gpu>| gpus.iter().map(|gpu| gpu.own).collect::<Vec<_>>();
+    assert_eq!(own(rig.at(1000)), [None, Some(40)], "nothing held is nothing known");
+    control(&format!("pid={}\nown_compute=7", std::process::id()));
+    assert_eq!(own(rig.at(2000)), [Some(7), Some(7)], "the driver knows better");
 }
 
 #[test]

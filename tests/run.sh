@@ -33,7 +33,7 @@ set -euo pipefail
 BUILD=${CARGO_TARGET_DIR:-$ROOT/target}
 ELEMENTS=(yolodetect yolooverlay yolojson pressurevalve)
 # Loaded at run time, if at all.
-RUNTIME_LIBRARIES='libonnxruntime|libgstanalytics|libnvidia-ml'
+RUNTIME_LIBRARIES='libonnxruntime|libgstanalytics|libnvidia-ml|libcuda'
 ALL_STEPS=(setup setup_cuda fmt clippy test doc build recipes embedding gpu inspect deny trixie)
 FAST_STEPS=(setup setup_cuda fmt clippy test doc inspect deny)
 PASSED=0 FAILED=0 SKIPPED=0

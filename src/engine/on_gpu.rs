@@ -11,6 +11,7 @@ use super::recover::{self, Consent, Recovering, Sessions};
 use super::{Engine, EngineError, EngineErrorKind, estimate, hash, registry, room, runtime};
 use crate::batch::{Ledger, Need, Place};
 use crate::memory::budget::{Budget, Megabytes};
+use crate::memory::nvml;
 
 /// What is to be loaded.
 pub(super) struct Order {
@@ -95,6 +96,7 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
     ledger.laid_out(frames, 0);
     let place = Place::on_gpu(held, frame_tensors, room.context);
     ledger.runs_in(place.clone());
+    nvml::count(card.bus_id(), gpu, budget::held);
     let sessions = Remake { options, model_hash, frames, cores, place, consent };
     Ok(Arc::new(Recovering::new(Box::new(engine), Box::new(sessions))))
 }

@@ -11,6 +11,7 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml};
+use parking_lot::Mutex;
 
 use super::sample::Gpu;
 
@@ -85,7 +86,10 @@ fn read(nvml: &Nvml, gpus: &mut Vec<Gpu>) -> Result<(), Lost> {
     for index in 0..nvml.device_count().map_err(|_| Lost)? {
         let device = nvml.device_by_index(index);
         match device.and_then(|device| Ok((device.memory_info()?, own(&device)))) {
-            Ok((memory, own)) => gpus.push(Gpu { index, total: memory.total, used: memory.used, own }),
+            Ok((memory, own)) => {
+                let own = own.or_else(|| counted(index));
+                gpus.push(Gpu { index, total: memory.total, used: memory.used, own });
+            }
             // It works, and will never tell.
             Err(NvmlError::NotSupported | NvmlError::NoPermission | NvmlError::FailedToLoadSymbol(_)) => (),
             Err(_) => outcome = Err(Lost),
@@ -112,6 +116,37 @@ fn listed(processes: &[ProcessInfo]) -> Option<u64> {
         UsedGpuMemory::Unavailable => None,
     })
     .reduce(u64::saturating_add)
+}
+
+/// A GPU that this process uses, and how many bytes of it by its own count.
+struct Counted {
+    /// The driver's number.
+    index: u32,
+    /// CUDA's, which may be another.
+    gpu: u32,
+    bytes: fn(u32) -> u64,
+}
+
+/// Lock: a leaf.
+static COUNTED: Mutex<Vec<Counted>> = Mutex::new(Vec::new());
+
+/// From now on `bytes`, asked with `gpu`, tells what this process holds on the GPU at this place of the machine, where the driver does
+/// not.
+pub fn count(bus_id: &str, gpu: u32, bytes: fn(u32) -> u64) {
+    let library = Library::open();
+    let find =
+        |Library(nvml): &Library| nvml.device_by_pci_bus_id(bus_id).and_then(|device| device.index()).ok();
+    let index = library.as_ref().and_then(find);
+    let mut counted = COUNTED.lock();
+    if counted.iter().all(|known| known.gpu != gpu) {
+        counted.push(Counted { index: index.unwrap_or(gpu), gpu, bytes });
+    }
+}
+
+fn counted(index: u32) -> Option<u64> {
+    let counted = COUNTED.lock();
+    let known = counted.iter().find(|known| known.index == index)?;
+    Some((known.bytes)(known.gpu)).filter(|&bytes| bytes > 0)
 }
 
 /// What is used of one GPU, bytes.

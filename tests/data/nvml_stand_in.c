@@ -68,14 +68,15 @@ static int outcome(const char *name, size_t index) {
 int nvmlInit_v2(void) {
     int result = (int)control("init", SUCCESS);
     note(result == SUCCESS ? "init" : "init failed");
-    initialized |= result == SUCCESS;
+    /* As the real one, it counts them. */
+    initialized += result == SUCCESS;
     return result;
 }
 
 #ifndef WITHOUT_SHUTDOWN
 int nvmlShutdown(void) {
     note("shutdown");
-    initialized = 0;
+    initialized -= initialized > 0;
     return SUCCESS;
 }
 #endif
@@ -103,6 +104,11 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) {
     if (sscanf(id, "0000:%zx:00.0", &bus) != 1) return INVALID_ARGUMENT;
     *device = (void *)bus;
     return outcome("handle", bus - 1);
+}
+
+int nvmlDeviceGetIndex(void *device, unsigned *index) {
+    *index = (unsigned)(size_t)device - 1;
+    return SUCCESS;
 }
 
 int nvmlDeviceGetMemoryInfo_v2(void *device, Memory *memory) {

@@ -238,5 +238,13 @@ pub fn learn_context(gpu: u32, bytes: u64) -> u64 {
     CONTEXTS[(gpu as usize).min(GPUS - 1)].fetch_max(bytes, Ordering::Relaxed).max(bytes)
 }
 
+/// What this process's engines and their context hold of this GPU, bytes.
+pub fn held(gpu: u32) -> u64 {
+    match of(gpu).reserved() {
+        0 => 0,
+        engines => engines.saturating_add(context(gpu)),
+    }
+}
+
 #[cfg(test)]
 mod tests;
