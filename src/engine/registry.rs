@@ -8,8 +8,8 @@
 //! an element wanted it kept alive, itself ([`super::idle`]).
 //!
 //! Lock order: `loads`, then for a moment `engines`. An engine is dropped, which joins its threads, under neither but for
-//! idle ones that make room for a load, under `loads`. A worker that sets its engine up anew ([`super::recover`]) waits for `loads` for a
-//! bounded time ([`turn`]), since it may be the one that is joined.
+//! idle ones that make room for a load, under `loads`. A worker that sets its engine up anew (`super::recover`) waits for `loads` for a
+//! bounded time (`turn`), since it may be the one that is joined.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -170,7 +170,7 @@ impl Machine for Here {
 /// Loads on GPUs that failed.
 static FAILED: Recent<EngineKey> = Recent::new();
 
-/// The engine that is wanted, on the first device that can run it ([`choose`]), loaded now unless another element already has it. One
+/// The engine that is wanted, on the first device that can run it (`choose`), loaded now unless another element already has it. One
 /// who leaves the plan open takes an engine with any.
 ///
 /// # Errors
