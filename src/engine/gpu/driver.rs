@@ -6,13 +6,13 @@
 mod api;
 
 use std::ffi::{c_char, c_int, c_void};
+use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use thiserror::Error;
 
 pub(super) use self::api::LIBRARY;
 use self::api::{Address, Api, Handle, api};
@@ -20,8 +20,7 @@ use crate::engine::runtime;
 use crate::memory::nvml;
 
 /// What the driver says.
-#[derive(Clone, Debug, Error)]
-#[error("{call}: {text} ({code})")]
+#[derive(Clone, Debug)]
 pub struct DriverError {
     /// `libcuda.so.1` where the library itself cannot be opened.
     pub call: &'static str,
@@ -29,6 +28,20 @@ pub struct DriverError {
     pub code: i32,
     pub text: String,
 }
+
+impl fmt::Display for DriverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { call, code, text } = self;
+        match code {
+            // The loader names the file itself.
+            0 if text.starts_with(call) => f.write_str(text),
+            0 => write!(f, "{call}: {text}"),
+            _ => write!(f, "{call}: {text} ({code})"),
+        }
+    }
+}
+
+impl std::error::Error for DriverError {}
 
 /// `CUresult`s after which a context can do nothing more, by the documentation of the driver's API.
 const LOST: [i32; 18] = [
