@@ -48,8 +48,17 @@ impl Folder {
 
     /// Builds the driver's library, with options of the compiler.
     pub fn driver(&self, options: &[&str]) -> PathBuf {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cuda_stand_in.c");
-        let library = self.path().join(DRIVER);
+        self.stand_in(DRIVER, "cuda", options)
+    }
+
+    /// Builds NVIDIA's management library.
+    pub fn nvml(&self) -> PathBuf {
+        self.stand_in("libnvidia-ml.so.1", "nvml", &[])
+    }
+
+    fn stand_in(&self, name: &str, of: &str, options: &[&str]) -> PathBuf {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/{of}_stand_in.c"));
+        let library = self.path().join(name);
         compile(&library, &[&["-pthread"], options].concat(), &[&source]);
         library
     }

@@ -19,6 +19,8 @@ use crate::cuda_driver::Folder;
 const REAL: &str = "ONNXRUNTIME_STAND_IN_REAL";
 const CONTROL: &str = "ONNXRUNTIME_STAND_IN_CONTROL";
 const LOG: &str = "ONNXRUNTIME_STAND_IN_LOG";
+/// Of the one of NVIDIA's management library.
+const NVML: &str = "NVML_STAND_IN";
 
 /// Of CUDA 13, which the provider is linked with or opens by itself.
 const CUDA: [&str; 6] = [
@@ -60,11 +62,17 @@ fn stand_in() -> PathBuf {
 
 /// Runs `test` again on such a machine; true in that process, where the test goes on.
 pub fn on_gpu(test: &str) -> bool {
+    on_gpu_with(test, &[], |_| ())
+}
+
+/// The same with environment variables, on a machine that `prepare` makes another one.
+pub fn on_gpu_with(test: &str, more: &[(&str, &str)], prepare: impl FnOnce(&Folder)) -> bool {
     if common::is_child() {
         return true;
     }
     let folder = Folder::new();
     let library = install(&folder);
+    prepare(&folder);
     let text = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let real = common::library().canonicalize().unwrap();
     fs::write(text("onnxruntime-control"), "").unwrap();
@@ -73,13 +81,20 @@ pub fn on_gpu(test: &str) -> bool {
         (REAL, real.to_str().unwrap().to_string()),
         (CONTROL, text("onnxruntime-control")),
         (LOG, text("onnxruntime-log")),
+        (NVML, text("nvml-control")),
     ];
-    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let variables = variables.iter().map(|(name, value)| (*name, value.as_str()));
+    let variables: Vec<_> = variables.chain(more.iter().copied()).collect();
     let output = folder.run(test, Some(&library), &variables);
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}\n{}", folder.log());
     print!("{text}");
     false
+}
+
+/// What NVIDIA's management library tells from now on, where the machine has it; in the child.
+pub fn nvml_control(text: &str) {
+    fs::write(env::var_os(NVML).unwrap(), text).unwrap();
 }
 
 /// How ONNX Runtime behaves from its next call on; in the child.

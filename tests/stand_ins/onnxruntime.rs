@@ -12,11 +12,13 @@
 //! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
 //! ```
+//! Sessions that were given no provider are the real ones, and fail by none of this.
+//!
 //! The file `ONNXRUNTIME_STAND_IN_LOG` gets a line for each option of a provider (`cuda device_id=0`), provider that a session is given
-//! (`append cuda`), session (`session`), option of a run (`run gpu_graph_id=1`, `shrink cpu:0;gpu:0` for the run itself), and run with
-//! bound tensors (`bound 8` for 8 frames; `plain 1` for others).
+//! (`append cuda`), session (`session`; `session cpu` without any provider), option of a run (`run gpu_graph_id=1`, `shrink cpu:0;gpu:0` for the run itself), and run with
+//! bound tensors (`bound 8` for 8 frames; `plain 1` for others, `cpu 1` for those without a provider).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::env;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::{self, OpenOptions};
@@ -24,7 +26,7 @@ use std::io::Write;
 use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -112,7 +114,9 @@ unsafe extern "system" fn get_api(version: u32) -> *const OrtApi {
         UpdateTensorRTProviderOptions: update_tensorrt,
         ReleaseTensorRTProviderOptions: release_tensorrt,
         SessionOptionsAppendExecutionProvider_TensorRT_V2: append_tensorrt,
+        ReleaseSessionOptions: release_session_options,
         CreateSession: create_session,
+        ReleaseSession: release_session,
         CreateMemoryInfo: create_memory_info,
         AddRunConfigEntry: add_run_config_entry,
         ReleaseRunOptions: release_run_options,
@@ -180,7 +184,15 @@ fn note_options(provider: &str, keys: *const *const c_char, values: *const *cons
     }
 }
 
-fn append(provider: &str) -> OrtStatusPtr {
+/// Addresses of options that were given a provider, and of sessions made with such.
+static ON_GPU: OnceLock<Mutex<HashSet<usize>>> = OnceLock::new();
+
+fn on_gpu() -> MutexGuard<'static, HashSet<usize>> {
+    ON_GPU.get_or_init(Mutex::default).lock().unwrap()
+}
+
+fn append(provider: &str, options: usize) -> OrtStatusPtr {
+    on_gpu().insert(options);
     note(&format!("append {provider}"));
     match control("provider") {
         Some(1) => fail(
@@ -216,10 +228,10 @@ macro_rules! provider {
         unsafe extern "system" fn $release(_options: *mut $options) {}
 
         unsafe extern "system" fn $append(
-            _session: *mut OrtSessionOptions,
+            session: *mut OrtSessionOptions,
             _options: *const $options,
         ) -> OrtStatusPtr {
-            append($name)
+            append($name, session.addr())
         }
     };
 }
@@ -240,14 +252,38 @@ unsafe extern "system" fn create_session(
     options: *const OrtSessionOptions,
     out: *mut *mut OrtSession,
 ) -> OrtStatusPtr {
+    // SAFETY: as the caller calls it.
+    let create = || unsafe { (real().CreateSession)(env, model, options, out) };
+    if !on_gpu().contains(&options.addr()) {
+        note("session cpu");
+        return create();
+    }
     note("session");
     match (control("session"), control("lost")) {
         (Some(1), _) => out_of_memory(),
         (Some(2), _) => fail("Load model from m.onnx failed: this model has an operator of another opset"),
         (_, Some(code)) => lost(code),
-        // SAFETY: as the caller calls it.
-        _ => unsafe { (real().CreateSession)(env, model, options, out) },
+        _ => {
+            let status = create();
+            if status.0.is_null() {
+                // SAFETY: it was made.
+                on_gpu().insert(unsafe { *out }.addr());
+            }
+            status
+        }
     }
+}
+
+unsafe extern "system" fn release_session(session: *mut OrtSession) {
+    on_gpu().remove(&session.addr());
+    // SAFETY: as the caller calls it.
+    unsafe { (real().ReleaseSession)(session) }
+}
+
+unsafe extern "system" fn release_session_options(options: *mut OrtSessionOptions) {
+    on_gpu().remove(&options.addr());
+    // SAFETY: as the caller calls it.
+    unsafe { (real().ReleaseSessionOptions)(options) }
 }
 
 unsafe extern "system" fn create_memory_info(
@@ -319,7 +355,10 @@ fn frames_of(value: *const OrtValue) -> i64 {
 }
 
 /// What a run is refused with, if it is.
-fn refusal(options: *const OrtRunOptions, frames: i64) -> Option<OrtStatusPtr> {
+fn refusal(session: *mut OrtSession, options: *const OrtRunOptions, frames: i64) -> Option<OrtStatusPtr> {
+    if !on_gpu().contains(&session.addr()) {
+        return None;
+    }
     if let Some(code) = control("lost") {
         return Some(lost(code));
     }
@@ -351,10 +390,11 @@ unsafe extern "system" fn run(
 ) -> OrtStatusPtr {
     // SAFETY: there is one input at least.
     let frames = frames_of(unsafe { *inputs });
-    if let Some(refused) = refusal(options, frames) {
+    if let Some(refused) = refusal(session, options, frames) {
         return refused;
     }
-    note(&format!("plain {frames}"));
+    let way = if on_gpu().contains(&session.addr()) { "plain" } else { "cpu" };
+    note(&format!("{way} {frames}"));
     // SAFETY: as the caller calls it.
     unsafe {
         (real().Run)(session, options, input_names, inputs, input_len, output_names, output_len, outputs)
@@ -386,7 +426,7 @@ unsafe extern "system" fn run_with_binding(
     binding: *const OrtIoBinding,
 ) -> OrtStatusPtr {
     let frames = kept(&FRAMES).lock().unwrap()[&binding.addr()];
-    if let Some(refused) = refusal(options, frames) {
+    if let Some(refused) = refusal(session, options, frames) {
         return refused;
     }
     note(&format!("bound {frames}"));
