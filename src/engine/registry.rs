@@ -168,7 +168,24 @@ impl Machine for Here {
 }
 
 /// Loads on GPUs that failed.
-static FAILED: Recent<EngineKey> = Recent::new();
+static FAILED: Recent<Attempt> = Recent::new();
+
+/// A load on a GPU, by all that this process has to do with how it ends.
+#[derive(PartialEq)]
+struct Attempt {
+    key: EngineKey,
+    budget: Option<u64>,
+    /// Bytes that other engines hold.
+    others: u64,
+}
+
+impl Attempt {
+    /// As things are now; `None` where it is on no GPU.
+    fn new(key: &EngineKey) -> Option<Self> {
+        let budget = gpu::budget::of(key.device.gpu()?);
+        Some(Self { key: key.clone(), budget: budget.ceiling(), others: budget.reserved() })
+    }
+}
 
 /// The engine that is wanted, on the first device that can run it (`choose`), loaded now unless another element already has it. One
 /// who leaves the plan open takes an engine with any.
@@ -187,16 +204,19 @@ pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
         let key = EngineKey::new(wanted, model_hash, device);
         REGISTRY.get(key.clone(), wanted.hint == Hint::Auto, |consent| {
             let _alone = REGISTRY.loads.lock();
-            let may_fall_back = choose::allows_fallback(&wanted.device, wanted.fallback);
-            if may_fall_back && let Some(error) = FAILED.find(&key, Instant::now()) {
+            let attempt = Attempt::new(&key);
+            if choose::allows_fallback(&wanted.device, wanted.fallback)
+                && let Some(attempt) = &attempt
+                && let Some(error) = FAILED.find(attempt, Instant::now())
+            {
                 return Err(error);
             }
             let outcome = REGISTRY.with_room(|| {
                 afterwards = Afterwards::default();
                 load(wanted, &key, consent, &mut afterwards)
             });
-            if let (Some(_), Err(error)) = (device.gpu(), &outcome) {
-                FAILED.note(key.clone(), Instant::now(), error);
+            if let (Some(attempt), Err(error)) = (attempt, &outcome) {
+                FAILED.note(attempt, Instant::now(), error);
             }
             outcome
         })
