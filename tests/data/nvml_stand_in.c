@@ -7,6 +7,7 @@
  *   total, used
  *             bytes of each GPU, plus the GPU's index
  *   growth    bytes that `used` grows by with each question for it
+ *   context   bytes of a context: `used` has those that cuda_stand_in.c has, by its log, and what is allocated there
  *   pid       a process that both computes and draws on each GPU; 0 for none
  *   own_compute, own_graphics
  *             bytes that it holds by either list; -1 for not known; absent for not listed
@@ -21,6 +22,7 @@ typedef struct { unsigned pid; unsigned long long used; unsigned instance, compu
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7 };
 
+/* By so many that have not shut it down, as the real one counts them. */
 static int initialized;
 static unsigned long long growth;
 
@@ -58,6 +60,18 @@ static long long control(const char *name, long long otherwise) {
     return look_up(name, &value) ? value : otherwise;
 }
 
+static unsigned long long of_driver(void) {
+    const char *name = getenv("CUDA_STAND_IN_LOG");
+    unsigned long long context = (unsigned long long)control("context", 0), contexts = 0, bytes = 0;
+    FILE *log = name && context ? fopen(name, "r") : NULL;
+    char line[200];
+    if (!log) return 0;
+    /* The latest holds. */
+    while (fgets(line, sizeof line, log)) sscanf(line, "contexts=%llu allocations=%*d bytes=%llu", &contexts, &bytes);
+    fclose(log);
+    return contexts * context + bytes;
+}
+
 static int outcome(const char *name, size_t index) {
     char of_one[40];
     snprintf(of_one, sizeof of_one, "%s@%zu", name, index);
@@ -68,7 +82,6 @@ static int outcome(const char *name, size_t index) {
 int nvmlInit_v2(void) {
     int result = (int)control("init", SUCCESS);
     note(result == SUCCESS ? "init" : "init failed");
-    /* As the real one, it counts them. */
     initialized += result == SUCCESS;
     return result;
 }
@@ -116,7 +129,7 @@ int nvmlDeviceGetMemoryInfo_v2(void *device, Memory *memory) {
     if (memory->version != (sizeof *memory | 2u << 24)) return INVALID_ARGUMENT;
     memory->total = (unsigned long long)control("total", 8000) + index;
     growth += (unsigned long long)control("growth", 0);
-    memory->used = (unsigned long long)control("used", 500) + index + growth;
+    memory->used = (unsigned long long)control("used", 500) + index + growth + of_driver();
     memory->reserved = 0;
     memory->free = memory->total - memory->used;
     return outcome("memory", index);
