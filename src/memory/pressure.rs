@@ -94,6 +94,9 @@ pub struct Thresholds {
 pub const SHARES: [u64; 3] = [75, 88, 95];
 /// Per cent of the system's memory that are in use: 20, 10 and 5 are still available.
 pub const SYSTEM_SHARES: [u64; 3] = [80, 90, 95];
+/// Of a GPU's budget: engines fill theirs up to it, which is no reason to infer less; what comes on top of it is somebody else's in this process,
+/// such as a decoder's.
+pub const GPU_BUDGET_SHARES: [u64; 2] = [100, 110];
 /// A level is left where usage is below so many per cent of its threshold.
 pub const HYSTERESIS: u64 = 95;
 
@@ -187,7 +190,7 @@ pub fn readings(sample: &Sample, thresholds: &Thresholds) -> impl Iterator<Item 
             degrades: [gpu_degrades[0], gpu_degrades[1], false],
         };
         let limit = gpu_budget.unwrap_or(percent(on.total, 80));
-        let [warning, critical, _] = percents(limit, SHARES);
+        let [warning, critical] = GPU_BUDGET_SHARES.map(|share| percent(limit, share));
         let degrades = [gpu_budget.is_some(); 3];
         Some([set, Reading { source, used, limit, steps: [warning, critical, u64::MAX], degrades }])
     });

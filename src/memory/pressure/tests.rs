@@ -104,30 +104,30 @@ fn each_source_has_its_shares() {
 #[test]
 fn a_gpu_has_the_lower_of_its_thresholds_and_its_budget() {
     let set = Thresholds { gpu: [1000, 2000], gpu_degrades: [true; 2], ..bare() };
-    let budget = Thresholds { gpu: [1000, 2000], gpu_budget: Some(1000), ..bare() };
+    let budget = Thresholds { gpu: [100_000, 200_000], gpu_budget: Some(3000), ..bare() };
     let default = Thresholds { gpu: [100_000, 200_000], ..bare() };
     for (own, thresholds, expected) in [
         (Some(999), set, (Nominal, Nominal)),
         (Some(1000), set, (Warning, Warning)),
         (Some(2000), set, (Critical, Critical)),
-        // 75 and 88 % of the budget, which there is no emergency of.
-        (Some(749), budget, (Nominal, Nominal)),
-        (Some(750), budget, (Warning, Warning)),
-        (Some(880), budget, (Critical, Critical)),
+        // More than the budget, which engines fill, and 110 % of it; there is no emergency of that.
+        (Some(2999), budget, (Nominal, Nominal)),
+        (Some(3000), budget, (Warning, Warning)),
+        (Some(3300), budget, (Critical, Critical)),
         (Some(5000), budget, (Critical, Critical)),
         // The same of 80 % of the card; nobody has asked for that, so it costs nothing.
-        (Some(5999), default, (Nominal, Nominal)),
-        (Some(6000), default, (Warning, Nominal)),
-        (Some(7040), default, (Critical, Nominal)),
+        (Some(7999), default, (Nominal, Nominal)),
+        (Some(8000), default, (Warning, Nominal)),
+        (Some(8800), default, (Critical, Nominal)),
         (Some(10_000), default, (Critical, Nominal)),
         // Strangers' use is not ours.
         (None, set, (Nominal, Nominal)),
     ] {
         assert_eq!(level(&gpu(own), &thresholds), expected, "{own:?} {thresholds:?}");
     }
-    let change = Levels::default().observe(&gpu(Some(800)), &budget, Instant::now()).unwrap();
+    let change = Levels::default().observe(&gpu(Some(3100)), &budget, Instant::now()).unwrap();
     let Change { source, used, limit, threshold, .. } = change;
-    assert_eq!((source, used, limit, threshold), (Source::Gpu(1), 800, 1000, 750));
+    assert_eq!((source, used, limit, threshold), (Source::Gpu(1), 3100, 3000, 3000));
 }
 
 #[test]
