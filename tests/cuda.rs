@@ -344,6 +344,22 @@ fn frames_in_the_middle_of_a_batch_run_like_others() {
     }
 }
 
+/// As with a model that was quantised while it runs, whose first layer only the processor has.
+#[test]
+fn each_run_sees_its_own_frames_where_the_processor_reads_them_first() {
+    if !on_gpu("each_run_sees_its_own_frames_where_the_processor_reads_them_first") {
+        return;
+    }
+    let found = || {
+        let engine = load(&tiny_options(), 2).unwrap();
+        [1, 2, 3].map(|seed| run(&engine, &mut noise(&engine, 2, seed), 0..2))
+    };
+    let expected = found();
+    assert_ne!(expected[0], expected[1]);
+    control("copies=1");
+    assert!(found() == expected);
+}
+
 #[test]
 fn a_tensor_is_pinned_once_and_runs_all_the_same_where_it_cannot_be() {
     if !on_gpu("a_tensor_is_pinned_once_and_runs_all_the_same_where_it_cannot_be") {

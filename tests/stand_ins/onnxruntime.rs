@@ -11,6 +11,7 @@
 //! provider  1: the provider's library cannot be loaded
 //! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
+//! copies    1: what is bound as an input is copied then, as where the processor reads it first
 //! ```
 //! Sessions that were given no provider are the real ones, and fail by none of this.
 //!
@@ -31,7 +32,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ort_sys::{
-    OrtAllocatorType, OrtApi, OrtApiBase, OrtCUDAProviderOptionsV2, OrtEnv, OrtErrorCode, OrtIoBinding,
+    ONNXTensorElementDataType, OrtAllocatorType, OrtApi, OrtApiBase, OrtCUDAProviderOptionsV2, OrtEnv, OrtErrorCode, OrtIoBinding,
     OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtSession, OrtSessionOptions, OrtStatusPtr,
     OrtTensorRTProviderOptionsV2, OrtValue,
 };
@@ -407,8 +408,40 @@ unsafe extern "system" fn bind_input(
     value: *const OrtValue,
 ) -> OrtStatusPtr {
     kept(&FRAMES).lock().unwrap().insert(binding.addr(), frames_of(value));
-    // SAFETY: as the caller calls it.
-    unsafe { (real().BindInput)(binding, name, value) }
+    if control("copies") != Some(1) {
+        // SAFETY: as the caller calls it.
+        return unsafe { (real().BindInput)(binding, name, value) };
+    }
+    let copy = copy_of(value);
+    // SAFETY: as the caller calls it, with a tensor of which the binding takes a reference.
+    unsafe {
+        let status = (real().BindInput)(binding, name, copy);
+        (real().ReleaseValue)(copy);
+        status
+    }
+}
+
+/// Of a tensor of floats.
+fn copy_of(value: *const OrtValue) -> *mut OrtValue {
+    const FLOAT: ONNXTensorElementDataType = ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    let (mut info, mut rank, mut dims, mut count) = (ptr::null_mut(), 0, [0; 16], 0);
+    let (mut allocator, mut copy) = (ptr::null_mut(), ptr::null_mut());
+    let (mut from, mut to) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: a live tensor, and one of the same shape; what is asked for has room.
+    unsafe {
+        let check = |status: OrtStatusPtr| assert!(status.0.is_null());
+        check((real().GetTensorTypeAndShape)(value, &mut info));
+        check((real().GetDimensionsCount)(info, &mut rank));
+        check((real().GetDimensions)(info, dims.as_mut_ptr(), rank.min(dims.len())));
+        check((real().GetTensorShapeElementCount)(info, &mut count));
+        (real().ReleaseTensorTypeAndShapeInfo)(info);
+        check((real().GetAllocatorWithDefaultOptions)(&mut allocator));
+        check((real().CreateTensorAsOrtValue)(allocator, dims.as_ptr(), rank, FLOAT, &mut copy));
+        check((real().GetTensorMutableData)(value.cast_mut(), &mut from));
+        check((real().GetTensorMutableData)(copy, &mut to));
+        ptr::copy_nonoverlapping(from.cast::<f32>(), to.cast(), count);
+    }
+    copy
 }
 
 unsafe extern "system" fn release_io_binding(binding: *mut OrtIoBinding) {

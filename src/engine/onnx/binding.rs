@@ -12,8 +12,10 @@ use super::value::OwnedValue;
 /// Goes before the session, and before the tensors' memory.
 pub(super) struct Binding {
     binding: Handle,
+    input_name: CString,
+    input: OwnedValue,
     /// Bound, and so alive as long.
-    _values: [OwnedValue; 2],
+    _output: OwnedValue,
 }
 
 struct Handle(NonNull<OrtIoBinding>);
@@ -44,29 +46,31 @@ impl Binding {
             ))?;
         }
         let binding = NonNull::new(binding).map(Handle).ok_or_else(|| ort::Error::new("no binding"))?;
-        // SAFETY: all are alive; ONNX Runtime takes references to the values and copies of the names.
+        // SAFETY: all are alive; ONNX Runtime takes a reference to the value and a copy of the name.
         unsafe {
-            let bound = binding.0.as_ptr();
-            ort::Error::result_from_status((ort::api().BindInput)(
-                bound,
-                input_name.as_ptr(),
-                input.0.as_ptr(),
-            ))?;
             ort::Error::result_from_status((ort::api().BindOutput)(
-                bound,
+                binding.0.as_ptr(),
                 output_name.as_ptr(),
                 output.0.as_ptr(),
             ))?;
         }
-        Ok(Self { binding, _values: [input, output] })
+        Ok(Self { binding, input_name: input_name.clone(), input, _output: output })
     }
 
     /// A run of the session that it was made for.
+    ///
+    /// The input is bound each time: where what reads it first runs on the processor, as what a quantised model begins with does,
+    /// ONNX Runtime binds a copy of what the tensor holds at that moment. Else it takes one more reference.
     pub fn run(&self, session: &Session, options: Option<&RunOptions>) -> ort::Result<()> {
         let options = options.map_or(ptr::null(), AsPointer::ptr);
-        // SAFETY: all are alive during the call, as is the memory of the bound tensors; `Run` does not change the session's own
-        // state. That nobody else runs this binding meanwhile is seen to by the lane that owns it.
+        // SAFETY: all are alive during the calls, as is the memory of the bound tensors; `Run` does not change the session's own
+        // state. That nobody else runs or binds this binding meanwhile is seen to by the lane that owns it.
         unsafe {
+            ort::Error::result_from_status((ort::api().BindInput)(
+                self.binding.0.as_ptr(),
+                self.input_name.as_ptr(),
+                self.input.0.as_ptr(),
+            ))?;
             ort::Error::result_from_status((ort::api().RunWithBinding)(
                 session.ptr().cast_mut(),
                 options,

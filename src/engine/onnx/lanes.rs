@@ -4,8 +4,8 @@
 //! latter, and a queue of copies. There are as many lanes as callers. While one lane's run computes, the next batch is copied into
 //! another's input, and what the last run gave is copied out and decoded.
 //!
-//! ONNX Runtime copies an input to the GPU once, when it is bound; so the lanes' own tensors are bound, once for each number of frames, and our
-//! own copies fill them. One run computes at a time: two at once would have ONNX Runtime's arena grow to hold what is between the
+//! ONNX Runtime copies an input when it is bound, where it does not lie where it is wanted; so the lanes' own tensors are bound, and our own
+//! copies fill them before that. One run computes at a time: two at once would have ONNX Runtime's arena grow to hold what is between the
 //! layers twice, and a GPU is filled by one batch.
 
 use std::ops::Range;
