@@ -519,3 +519,18 @@ fn recorded_runs_have_numbers_of_their_own_and_nothing_is_shrunk() {
     assert_eq!(engine.run_and_shrink(&mut noise(&engine, 1, 1), 0..1, &mut |_| ()).unwrap(), None);
     assert_eq!(logged("shrink "), [""; 0]);
 }
+
+#[test]
+fn an_onnxruntime_that_keeps_one_graph_in_all_records_none() {
+    if !on_gpu("an_onnxruntime_that_keeps_one_graph_in_all_records_none") {
+        return;
+    }
+    control("minor=17");
+    load(&tiny_options(), 1).unwrap();
+    let gpu = Options { graph: true, ..Options::default() };
+    let error = load(&SessionOptions { gpu, ..tiny_options() }, 1).err().unwrap();
+    assert_eq!(error.kind, EngineErrorKind::Settings, "{error}");
+    for words in ["cuda-graph=true", "1.18", "1.17.0"] {
+        assert!(error.message.contains(words), "`{words}` is not in: {error}");
+    }
+}

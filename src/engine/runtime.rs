@@ -243,6 +243,6 @@ fn check(path: &Path) -> Result<(Library, String), EngineError> {
 }
 
 /// The 31 of `1.31.1`.
-fn minor_version(version: &str) -> Option<u32> {
+pub(super) fn minor_version(version: &str) -> Option<u32> {
     version.split('.').nth(1)?.parse().ok()
 }

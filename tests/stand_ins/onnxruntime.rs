@@ -11,6 +11,7 @@
 //! provider  1: the provider's library cannot be loaded
 //! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
+//! minor     the library calls itself 1.this.0, where this is said when it is loaded
 //! copies    1: what is bound as an input is copied then, as where the processor reads it first
 //! ```
 //! Sessions that were given no provider are the real ones, and fail by none of this.
@@ -32,9 +33,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ort_sys::{
-    ONNXTensorElementDataType, OrtAllocatorType, OrtApi, OrtApiBase, OrtCUDAProviderOptionsV2, OrtEnv, OrtErrorCode, OrtIoBinding,
-    OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtSession, OrtSessionOptions, OrtStatusPtr,
-    OrtTensorRTProviderOptionsV2, OrtValue,
+    ONNXTensorElementDataType, OrtAllocatorType, OrtApi, OrtApiBase, OrtCUDAProviderOptionsV2, OrtEnv,
+    OrtErrorCode, OrtIoBinding, OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtSession, OrtSessionOptions,
+    OrtStatusPtr, OrtTensorRTProviderOptionsV2, OrtValue,
 };
 
 /// Serialises what is read, changed and written of the control file.
@@ -81,13 +82,22 @@ fn base() -> &'static Base {
             mem::forget(library);
             *entry()
         };
-        Base { real, own: OrtApiBase { GetApi: get_api, GetVersionString: real.GetVersionString } }
+        Base { real, own: OrtApiBase { GetApi: get_api, GetVersionString: version_string } }
     })
 }
 
 #[unsafe(no_mangle)]
 pub extern "system" fn OrtGetApiBase() -> *const OrtApiBase {
     &base().own
+}
+
+unsafe extern "system" fn version_string() -> *const c_char {
+    static OLD: OnceLock<CString> = OnceLock::new();
+    match control("minor") {
+        Some(minor) => OLD.get_or_init(|| CString::new(format!("1.{minor}.0")).unwrap()).as_ptr(),
+        // SAFETY: it takes nothing.
+        None => unsafe { (base().real.GetVersionString)() },
+    }
 }
 
 /// The real table, of the version that this was built for.

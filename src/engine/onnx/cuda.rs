@@ -41,10 +41,30 @@ pub fn check(device: &Device) -> Result<(), EngineError> {
 pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, EngineError> {
     let Some(index) = options.device.gpu() else { return Ok(None) };
     check(&options.device)?;
+    if options.gpu.graph {
+        can_record(runtime::version().unwrap_or_default())?;
+    }
     match Card::open(index) {
         Ok(card) => Ok(Some(card)),
         Err(error) => Err(refused(options, Failure::Driver(error), EngineErrorKind::Library)),
     }
+}
+
+/// Whether ONNX Runtime of this `version` keeps a graph for each size of batch, by the number that the run has. An older one keeps
+/// one in all, and replays it with whatever memory that was recorded with.
+fn can_record(version: &str) -> Result<(), EngineError> {
+    const FIRST: u32 = 18;
+    if runtime::minor_version(version).is_some_and(|minor| minor >= FIRST) {
+        return Ok(());
+    }
+    Err(EngineError::new(
+        EngineErrorKind::Settings,
+        format!(
+            "cuda-graph=true needs ONNX Runtime 1.{FIRST} or newer, and {version} is loaded: an older one keeps one graph for all \
+             sizes of batches; use cuda-graph=false"
+        ),
+        "",
+    ))
 }
 
 /// # Errors
