@@ -204,7 +204,6 @@ fn tensorrt_comes_before_cuda_and_keeps_what_it_compiles() {
         "trt_profile_min_shapes=images:1x3x64x64".into(),
         "trt_profile_opt_shapes=images:8x3x64x64".into(),
         "trt_profile_max_shapes=images:8x3x64x64".into(),
-        "trt_cuda_graph_enable=0".into(),
     ];
     expected.sort_unstable();
     let mut found = logged("tensorrt ");
@@ -216,6 +215,11 @@ fn tensorrt_comes_before_cuda_and_keeps_what_it_compiles() {
     assert!(error.kind == EngineErrorKind::OutOfMemory && error.detail.contains("up to 2"), "{error}");
     assert_eq!(run(&small, &mut noise(&small, 2, 1), 0..2).len(), 2 * small.spec().output.len);
     drop(small);
+    // It would replay one graph for all sizes.
+    let gpu = Options { graph: true, ..Options::default() };
+    let error = load(&SessionOptions { gpu, ..options.clone() }, 2).err().unwrap();
+    assert_eq!(error.kind, EngineErrorKind::Settings, "{error}");
+    assert!(error.message.contains("cuda-graph=true is not for device=tensorrt:0"), "{error}");
     forget();
     // One size is all that there is.
     let fixed = SessionOptions { model: tiny("fixed_batch4").into(), tensorrt_cache: None, ..options };

@@ -42,7 +42,7 @@ pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, Engine
     let Some(index) = options.device.gpu() else { return Ok(None) };
     check(&options.device)?;
     if options.gpu.graph {
-        can_record(runtime::version().unwrap_or_default())?;
+        can_record(&options.device, runtime::version().unwrap_or_default())?;
     }
     match Card::open(index) {
         Ok(card) => Ok(Some(card)),
@@ -50,19 +50,25 @@ pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, Engine
     }
 }
 
-/// Whether ONNX Runtime of this `version` keeps a graph for each size of batch, by the number that the run has. An older one keeps
-/// one in all, and replays it with whatever memory that was recorded with.
-fn can_record(version: &str) -> Result<(), EngineError> {
+/// Whether `device` keeps a graph for each size of batch and lane, by the number that a run has, with ONNX Runtime of this `version`.
+/// Others keep one in all, and replay it with whatever memory it was recorded with.
+fn can_record(device: &Device, version: &str) -> Result<(), EngineError> {
     const FIRST: u32 = 18;
-    if runtime::minor_version(version).is_some_and(|minor| minor >= FIRST) {
+    let why = if !matches!(device, Device::Cuda(_)) {
+        format!(
+            "is not for device={device}, as TensorRT keeps one graph for all sizes of batches: use device=cuda"
+        )
+    } else if runtime::minor_version(version).is_none_or(|minor| minor < FIRST) {
+        format!(
+            "needs ONNX Runtime 1.{FIRST} or newer, and {version}, which is loaded, keeps one graph for all sizes of batches: use \
+             another"
+        )
+    } else {
         return Ok(());
-    }
+    };
     Err(EngineError::new(
         EngineErrorKind::Settings,
-        format!(
-            "cuda-graph=true needs ONNX Runtime 1.{FIRST} or newer, and {version} is loaded: an older one keeps one graph for all \
-             sizes of batches; use cuda-graph=false"
-        ),
+        format!("cuda-graph=true {why}, or cuda-graph=false"),
         "",
     ))
 }
@@ -110,15 +116,13 @@ fn cuda(options: &SessionOptions) -> ExecutionProviderDispatch {
         ConvSearch::Exhaustive => "EXHAUSTIVE",
         ConvSearch::Default => "DEFAULT",
     };
-    // TensorRT records by itself, and leaves a part of the model to CUDA at most.
-    let records = options.gpu.graph && matches!(options.device, Device::Cuda(_));
     let mut provider = ep::CUDA::default()
         .with_device_id(number(options))
         // The arena would else double with every step, up to twice what is needed.
         .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
         .with_arbitrary_config("cudnn_conv_algo_search", search)
         .with_arbitrary_config("cudnn_conv_use_max_workspace", flag(options.gpu.max_workspace))
-        .with_arbitrary_config("enable_cuda_graph", flag(records));
+        .with_arbitrary_config("enable_cuda_graph", flag(options.gpu.graph));
     if let Some(limit) = limit(options) {
         provider = provider.with_memory_limit(limit);
     }
@@ -126,9 +130,7 @@ fn cuda(options: &SessionOptions) -> ExecutionProviderDispatch {
 }
 
 fn tensorrt(options: &SessionOptions, profile: Option<Profile>) -> ExecutionProviderDispatch {
-    let mut provider = ep::TensorRT::default()
-        .with_device_id(number(options))
-        .with_arbitrary_config("trt_cuda_graph_enable", flag(options.gpu.graph));
+    let mut provider = ep::TensorRT::default().with_device_id(number(options));
     if let Some(limit) = limit(options) {
         provider = provider.with_max_workspace_size(limit);
     }
