@@ -489,6 +489,10 @@ fn a_run_that_shrinks_names_both_arenas_and_finds_the_same() {
     let mut shrink = || engine.run_and_shrink(&mut batch, 0..2, &mut |_| ()).unwrap();
     assert_eq!(shrink(), Some(0), "the stand-in has no arena on the GPU");
     assert_eq!(logged("shrink "), ["cpu:0;gpu:0"]);
+    control("failing=1");
+    let error = engine.run_and_shrink(&mut noise(&engine, 2, 1), 0..2, &mut |_| ()).unwrap_err();
+    assert_eq!(error.kind, EngineErrorKind::OutOfMemory);
+    assert_eq!(shrink(), Some(0), "the next one shrinks all the same");
     control("arena=0");
     assert_eq!([shrink(), shrink()], [None, None]);
     assert_eq!(run(&engine, &mut batch, 0..2), expected);

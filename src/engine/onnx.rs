@@ -314,8 +314,11 @@ impl Engine for OnnxEngine {
     ) -> Result<Option<u64>, EngineError> {
         if self.has_arena.load(Ordering::Relaxed) {
             let before = self.taken_bytes();
-            if self.run_with(batch, frames.clone(), read, Some(&self.shrink)).is_ok() {
-                return Ok(Some(before.saturating_sub(self.taken_bytes())));
+            match self.run_with(batch, frames.clone(), read, Some(&self.shrink)) {
+                Ok(()) => return Ok(Some(before.saturating_sub(self.taken_bytes()))),
+                // As which a refused option counts.
+                Err(error) if error.kind == EngineErrorKind::Run => (),
+                Err(error) => return Err(error),
             }
         }
         // Without an arena, which an application may have replaced, ONNX Runtime refuses such a run before it begins.
