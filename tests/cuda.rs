@@ -542,3 +542,26 @@ fn an_onnxruntime_that_keeps_one_graph_in_all_records_none() {
         assert!(error.message.contains(words), "`{words}` is not in: {error}");
     }
 }
+
+/// Some releases of ONNX Runtime end the process when they are to free what they recorded on it.
+#[test]
+fn a_session_that_records_is_not_ended_on_a_gpu_that_is_lost() {
+    if !on_gpu("a_session_that_records_is_not_ended_on_a_gpu_that_is_lost") {
+        return;
+    }
+    let recording = Options { graph: true, ..Options::default() };
+    for (gpu, driver, ends) in [
+        (recording, "", 1),
+        (Options::default(), "cuMemGetInfo_v2=700", 1),
+        (recording, "cuMemGetInfo_v2=1", 1),
+        (recording, "cuMemGetInfo_v2=700", 0),
+    ] {
+        let engine = load(&SessionOptions { gpu, ..tiny_options() }, 1).unwrap();
+        run(&engine, &mut noise(&engine, 1, 1), 0..1);
+        forget();
+        cuda_driver::control(driver);
+        drop(engine);
+        assert_eq!(logged("end of a session").len(), ends, "{gpu:?}, {driver}");
+        cuda_driver::control("");
+    }
+}

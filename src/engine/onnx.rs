@@ -7,6 +7,7 @@
 mod binding;
 mod cuda;
 mod failure;
+mod held;
 mod host;
 mod lanes;
 mod openvino;
@@ -26,6 +27,7 @@ use ort::session::{RunOptions, Session};
 
 pub use self::cuda::check as check_gpu;
 use self::failure::{Failure, run_failed};
+use self::held::Held;
 use self::lanes::Lanes;
 use self::ports::Ports;
 use self::probe::{declared, lay_out, probe, read_metadata};
@@ -67,7 +69,7 @@ pub struct OnnxEngine {
     ports: Ports,
     /// Before the session that it runs.
     way: Way,
-    session: Session,
+    session: Held,
     /// Of a run after which the arena is shrunk.
     shrink: RunOptions,
     /// Whether there is an arena that may be shrunk, as far as is known.
@@ -120,7 +122,9 @@ impl OnnxEngine {
         let card = cuda::card(options)?;
         let free = [free_bytes(&card)];
         let optimized = cached.map(Entry::graph);
+        let records = card.is_some() && options.gpu.graph;
         let session = session::open(environment, options, optimized.as_deref(), max_batch)?;
+        let session = Held::new(session, &card, records);
         // The parsed file and the graph before optimisation were left behind: gone before the first run, they do not add
         // to the peak.
         memory::return_free_heap();
@@ -133,7 +137,6 @@ impl OnnxEngine {
 
         let failed = |error: ort::Error| run_failed(file, error);
         let shrink = session::shrink_options(&options.device).map_err(failed)?;
-        let records = card.is_some() && options.gpu.graph;
         let unrecorded = records.then(session::unrecorded_options).transpose().map_err(failed)?;
         let reserved = ledger.held();
         let least = plan.batch.capacity(1);

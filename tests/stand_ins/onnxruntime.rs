@@ -17,7 +17,7 @@
 //! Sessions that were given no provider are the real ones, and fail by none of this.
 //!
 //! The file `ONNXRUNTIME_STAND_IN_LOG` gets a line for each option of a provider (`cuda device_id=0`), provider that a session is given
-//! (`append cuda`), session (`session`; `session cpu` without any provider), option of a run (`run gpu_graph_id=1`, `shrink cpu:0;gpu:0` for the run itself), and run with
+//! (`append cuda`), session (`session`, `end of a session`; `session cpu` without any provider), option of a run (`run gpu_graph_id=1`, `shrink cpu:0;gpu:0` for the run itself), and run with
 //! bound tensors (`bound 8` for 8 frames; `plain 1` for others, `cpu 1` for those without a provider).
 
 use std::collections::{HashMap, HashSet};
@@ -287,6 +287,7 @@ unsafe extern "system" fn create_session(
 
 unsafe extern "system" fn release_session(session: *mut OrtSession) {
     on_gpu().remove(&session.addr());
+    note("end of a session");
     // SAFETY: as the caller calls it.
     unsafe { (real().ReleaseSession)(session) }
 }

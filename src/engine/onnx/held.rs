@@ -1,0 +1,48 @@
+//! A session until its end, which on a GPU has rules of its own.
+
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use ort::session::Session;
+
+use crate::engine::gpu::driver::Card;
+use crate::engine::runtime;
+
+pub(super) struct Held {
+    session: ManuallyDrop<Session>,
+    /// That it is on.
+    card: Option<Arc<Card>>,
+    /// It may have recorded runs.
+    records: bool,
+}
+
+impl Held {
+    pub fn new(session: Session, card: &Option<Arc<Card>>, records: bool) -> Self {
+        Self { session: ManuallyDrop::new(session), card: card.clone(), records }
+    }
+
+    /// Some releases of ONNX Runtime end the process where what was recorded cannot be freed: nothing can after the GPU is lost, nor when
+    /// the process exits. What such a session had on the GPU is gone with the context; what it has of the host stays.
+    fn must_stay(&self) -> bool {
+        let lost = |card: &Arc<Card>| card.memory().is_err_and(|error| error.is_lost());
+        self.records && (runtime::exiting() || self.card.as_ref().is_some_and(lost))
+    }
+}
+
+impl Deref for Held {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.must_stay() {
+            // SAFETY: dropped here alone, and not used any more.
+            unsafe { ManuallyDrop::drop(&mut self.session) }
+        }
+    }
+}
