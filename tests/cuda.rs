@@ -26,7 +26,7 @@ use gstyolodetect::engine::gpu::{ConvSearch, Options};
 use gstyolodetect::engine::onnx::{OnnxEngine, SessionOptions};
 use gstyolodetect::engine::plan::Plan;
 use gstyolodetect::engine::{Engine, EngineError, EngineErrorKind};
-use gstyolodetect::memory::budget::HOST;
+use gstyolodetect::memory::budget::{Consumer, HOST};
 use stress::{noise, run, stress};
 
 /// As every engine on a GPU has them.
@@ -564,4 +564,20 @@ fn a_session_that_records_is_not_ended_on_a_gpu_that_is_lost() {
         assert_eq!(logged("end of a session").len(), ends, "{gpu:?}, {driver}");
         cuda_driver::control("");
     }
+}
+
+#[test]
+fn the_host_s_part_of_an_engine_grows_by_its_pinned_outputs() {
+    if !on_gpu("the_host_s_part_of_an_engine_grows_by_its_pinned_outputs") {
+        return;
+    }
+    let output = load(&tiny_options(), 1).unwrap().spec().output.bytes() as u64;
+    let start = |frames: u64| {
+        let model = tiny("v8_dynamic_batch");
+        let mut detect = Detect::new(&format!("model-file={model} device=cuda max-batch={frames}"));
+        detect.step(&solid(64, 64, [255, 0, 0]));
+        assert_eq!(HOST.reserved_for(Consumer::Arena), frames * PLAN.callers as u64 * output);
+        detect
+    };
+    let _both = [1, 4].map(start);
 }

@@ -90,10 +90,12 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
     if frames < engine.spec().batch.capacity(max_batch) && !crowded {
         held.bound_frames(frames);
     }
-    // What the host has does not grow with the batch.
-    let host = ledger.held();
-    ledger.set(Need { model: host.model.saturating_add(host.arena), arena: 0, ..host });
-    ledger.laid_out(frames, 0);
+    // Of what the host has only the pinned outputs grow with the batch.
+    let (host, output) = (ledger.held(), ledger.frame_arena());
+    let pinned = output.saturating_mul(frames as u64);
+    let rest = host.model.saturating_add(host.arena).saturating_sub(pinned);
+    ledger.set(Need { model: rest, arena: pinned, ..host });
+    ledger.laid_out(frames, output);
     let place = Place::on_gpu(held, frame_tensors, room.context);
     ledger.runs_in(place.clone());
     nvml::count(card.bus_id(), gpu, budget::held);
