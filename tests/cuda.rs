@@ -581,3 +581,31 @@ fn the_host_s_part_of_an_engine_grows_by_its_pinned_outputs() {
     };
     let _both = [1, 4].map(start);
 }
+
+/// What one does there spoils what the other records, so that waits for a run that is alone.
+#[test]
+fn a_run_is_recorded_when_no_other_engine_uses_a_gpu() {
+    if !on_gpu("a_run_is_recorded_when_no_other_engine_uses_a_gpu") {
+        return;
+    }
+    let gpu = Options { graph: true, ..Options::default() };
+    let other = load(&tiny_options(), 1).unwrap();
+    let engine = load(&SessionOptions { gpu, ..tiny_options() }, 1).unwrap();
+    let expected = run(&other, &mut noise(&other, 1, 1), 0..1);
+    forget();
+    control("held=1");
+    thread::scope(|scope| {
+        let run = |engine| scope.spawn(move || run(engine, &mut noise(engine, 1, 1), 0..1));
+        let first = run(&other);
+        until("a run begins", || bound().len() == 1);
+        let second = run(&engine);
+        until("and another", || bound().len() == 2);
+        assert_eq!(logged("run gpu_graph_id="), ["-1"]);
+        control("");
+        assert!([first.join().unwrap(), second.join().unwrap()].iter().all(|found| *found == expected));
+    });
+    forget();
+    assert_eq!(run(&engine, &mut noise(&engine, 1, 1), 0..1), expected);
+    let numbers = logged("run gpu_graph_id=");
+    assert!(matches!(&numbers[..], [number] if number != "-1"), "{numbers:?}");
+}

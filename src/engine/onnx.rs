@@ -36,7 +36,7 @@ use super::active::ActiveDevice;
 use super::cache::{Entry, Figures};
 use super::device::Device;
 use super::gpu::budget::GpuUse;
-use super::gpu::driver::Card;
+use super::gpu::driver::{self, Card};
 use super::model::InputPlan;
 use super::plan::Plan;
 use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output, gpu, runtime};
@@ -120,6 +120,8 @@ impl OnnxEngine {
         let file = options.model.as_path();
         let environment = runtime::environment(options.library.as_deref())?;
         let card = cuda::card(options)?;
+        // Other engines record none of their runs while this one loads.
+        let _quiet = card.as_ref().map(|_| driver::quiet());
         let free = [free_bytes(&card)];
         let optimized = cached.map(Entry::graph);
         let records = card.is_some() && options.gpu.graph;

@@ -7,12 +7,11 @@ mod api;
 
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
-use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(super) use self::api::LIBRARY;
 use self::api::{Address, Api, Handle, api};
@@ -85,6 +84,22 @@ impl DriverError {
     fn refused(call: &'static str, text: String) -> Self {
         Self { call, code: 0, text }
     }
+}
+
+/// While CUDA records what a thread runs on a GPU, no other thread of the process may allocate, free or pin: that fails, and spoils what is
+/// recorded. Held alone by a run that is recorded, and together by whatever else is done on a GPU.
+static RECORDING: RwLock<()> = RwLock::new(());
+
+/// Nothing is recorded while this is held, by as many threads as like, or several times by one.
+pub fn quiet() -> RwLockReadGuard<'static, ()> {
+    RECORDING.read_recursive()
+}
+
+/// A run may be recorded while this is held; `None` where something else is done on a GPU. Its thread calls nothing of this module
+/// meanwhile.
+pub fn alone() -> Option<RwLockWriteGuard<'static, ()>> {
+    // To wait would have all others wait as well.
+    RECORDING.try_write()
 }
 
 /// Calls a function of the driver by its name.
@@ -201,14 +216,18 @@ unsafe impl Send for Shared {}
 // SAFETY: it also lets several do so at once.
 unsafe impl Sync for Shared {}
 
-/// The primary context is this thread's current one while this lives, which is why it stays with its thread.
-struct Current<'a>(&'a Card, PhantomData<*const ()>);
+/// The primary context is this thread's current one while this lives, and nothing is recorded; its guard stays with its thread, and so does
+/// this.
+struct Current<'a> {
+    card: &'a Card,
+    _quiet: RwLockReadGuard<'static, ()>,
+}
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         let mut was = ptr::null_mut();
         // SAFETY: it takes back what `Card::enter` has pushed. There is nobody to tell of a failure.
-        let _ = unsafe { call!(self.0.api, cuCtxPopCurrent_v2(&mut was)) };
+        let _ = unsafe { call!(self.card.api, cuCtxPopCurrent_v2(&mut was)) };
     }
 }
 
@@ -219,6 +238,7 @@ impl Card {
         // Of two at once, either would take the other's context for its own.
         static OPENING: Mutex<()> = Mutex::new(());
         let _opening = OPENING.lock();
+        let _quiet = quiet();
         let api = started()?;
         let (device, description) = describe_device(api, index)?;
         let (mut flags, mut active) = (0, 0);
@@ -339,9 +359,10 @@ impl Card {
     }
 
     fn enter(&self) -> Result<Current<'_>, DriverError> {
+        let quiet = quiet();
         // SAFETY: the context is retained while the card lives; one that was destroyed nevertheless is an error.
         unsafe { call!(self.api, cuCtxPushCurrent_v2(self.context.0)) }?;
-        Ok(Current(self, PhantomData))
+        Ok(Current { card: self, _quiet: quiet })
     }
 
     /// Gives something back. Where that fails, all that was there is gone with its context, and at the process's exit it goes
@@ -359,6 +380,7 @@ impl Card {
 impl Drop for Card {
     fn drop(&mut self) {
         if !runtime::exiting() {
+            let _quiet = quiet();
             // SAFETY: it was retained once, and whatever was made in it keeps the card and so is gone.
             let _ = unsafe { call!(self.api, cuDevicePrimaryCtxRelease_v2(self.device)) };
         }

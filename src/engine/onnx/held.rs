@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ort::session::Session;
 
-use crate::engine::gpu::driver::Card;
+use crate::engine::gpu::driver::{self, Card};
 use crate::engine::runtime;
 
 pub(super) struct Held {
@@ -41,6 +41,7 @@ impl Deref for Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if !self.must_stay() {
+            let _quiet = self.card.as_ref().map(|_| driver::quiet());
             // SAFETY: dropped here alone, and not used any more.
             unsafe { ManuallyDrop::drop(&mut self.session) }
         }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, ThreadId};
 
 use ort::session::{RunOptions, Session};
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::binding::Binding;
 use super::failure::Failure;
@@ -24,7 +24,7 @@ use super::value::MemoryPlace;
 use super::{SessionOptions, session};
 use crate::decode::OutputRef;
 use crate::engine::device::Device;
-use crate::engine::gpu::driver::{Card, Copies, DeviceMemory, Pin, PinnedMemory};
+use crate::engine::gpu::driver::{self, Card, Copies, DeviceMemory, Pin, PinnedMemory};
 use crate::engine::{BatchSize, Output};
 use crate::tensor::{BatchTensor, Element};
 
@@ -42,10 +42,17 @@ pub(super) struct Lanes {
 struct Maker {
     card: Arc<Card>,
     place: MemoryPlace,
-    /// Runs are recorded, each under a number of its own.
-    graphs: Option<AtomicU32>,
+    /// Runs are recorded.
+    graphs: Option<Graphs>,
     /// Batches may become larger than the first lanes are for.
     grows: bool,
+}
+
+struct Graphs {
+    /// Each run is recorded under a number of its own.
+    next: AtomicU32,
+    /// Of one that is not.
+    unrecorded: RunOptions,
 }
 
 struct Lane {
@@ -69,10 +76,6 @@ struct Bucket {
     recorded: bool,
 }
 
-/// While CUDA records, no thread of the process may do certain other things on a GPU, such as pinning memory: held alone by a run that is
-/// recorded, and together by our own calls.
-static RECORDING: RwLock<()> = RwLock::new(());
-
 /// Threads whose lanes are remembered.
 const MAX_THREADS: usize = 64;
 
@@ -92,8 +95,7 @@ impl Lanes {
         let maker = Maker {
             card: card.clone(),
             place: MemoryPlace::gpu(card.index())?,
-            // 0 is what ONNX Runtime takes where nobody says a number.
-            graphs: options.gpu.graph.then(|| AtomicU32::new(1)),
+            graphs: options.gpu.graph.then(Graphs::new).transpose()?,
             grows: !matches!(options.device, Device::TensorRt(_)),
         };
         let lanes = (0..options.plan.callers.max(1)).map(|_| maker.lane(ports, frames).map(Mutex::new));
@@ -175,6 +177,13 @@ impl Lanes {
     }
 }
 
+impl Graphs {
+    fn new() -> ort::Result<Self> {
+        // 0 is what ONNX Runtime takes where nobody says a number.
+        Ok(Self { next: AtomicU32::new(1), unrecorded: session::unrecorded_options()? })
+    }
+}
+
 impl Maker {
     fn lane(&self, ports: &Ports, frames: usize) -> Result<Lane, Failure> {
         let (input, output) = (frames * ports.input.bytes(), frames * ports.output.bytes());
@@ -205,14 +214,11 @@ impl Lane {
                 return Err(Failure::Beyond { compiled: self.frames });
             }
             // An element came that wants larger batches.
-            let _quiet = RECORDING.read();
             *self = lanes.maker.lane(ports, count)?;
         }
-        let quiet = RECORDING.read();
         lanes.pin(batch);
         let input = batch.filled(frames.clone()).ok_or_else(slot_is_out)?;
         self.copies.upload(input, &self.input)?;
-        drop(quiet);
         let known = self.buckets.iter().position(|bucket| bucket.frames == count);
         let position = match known {
             Some(position) => position,
@@ -224,15 +230,20 @@ impl Lane {
         let bucket = &mut self.buckets[position];
         {
             let _turn = lanes.turn.lock();
-            let records = options.is_none() && bucket.graph.is_some() && !bucket.recorded;
-            let _alone = records.then(|| RECORDING.write());
-            bucket.binding.run(session, options.or(bucket.graph.as_ref()))?;
-            bucket.recorded |= records;
+            let wanted = options.is_none() && bucket.graph.is_some() && !bucket.recorded;
+            let alone = wanted.then(driver::alone).flatten();
+            let _quiet = alone.is_none().then(driver::quiet);
+            // Something else is done on a GPU: a later run will be recorded.
+            let later = wanted && alone.is_none();
+            let graph = match &lanes.maker.graphs {
+                Some(graphs) if later => Some(&graphs.unrecorded),
+                _ => bucket.graph.as_ref(),
+            };
+            bucket.binding.run(session, options.or(graph))?;
+            bucket.recorded |= alone.is_some();
         }
         let output = &mut self.host.bytes_mut()[..count * ports.output.bytes()];
-        let quiet = RECORDING.read();
         self.copies.download(&self.output, output)?;
-        drop(quiet);
         let values = values(output, ports.output.element)?;
         read(Output { values, frame_len: ports.output.len });
         Ok(())
@@ -249,7 +260,7 @@ impl Lane {
         let input = place.device_tensor(&self.input, &ports.input_shape(frames), ports.input.element)?;
         let output = place.device_tensor(&self.output, &ports.output_shape(frames), ports.output.element)?;
         let binding = Binding::new(session, (&ports.input_name, input), (&ports.output_name, output))?;
-        let next = maker.graphs.as_ref().map(|next| next.fetch_add(1, Ordering::Relaxed));
+        let next = maker.graphs.as_ref().map(|graphs| graphs.next.fetch_add(1, Ordering::Relaxed));
         let graph = next.map(session::recorded_options).transpose()?;
         self.buckets.push(Bucket { frames, binding, graph, recorded: false });
         Ok(())
