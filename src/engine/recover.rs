@@ -122,11 +122,18 @@ pub(super) struct Recovering {
 }
 
 struct Current {
-    /// Or why there is none.
-    engine: Result<Box<dyn Engine>, EngineError>,
+    engine: Result<Box<dyn Engine>, Missing>,
     /// Rises with each change.
     generation: u64,
     on_cpu: bool,
+}
+
+/// Why there is no session.
+struct Missing {
+    /// What the last one failed with.
+    cause: EngineError,
+    /// That and what was tried since, for whose frames fail.
+    told: EngineError,
 }
 
 impl Recovering {
@@ -183,7 +190,7 @@ impl Recovering {
         read: &mut dyn FnMut(Output<'_>),
         shrink: bool,
     ) -> Result<Option<u64>, EngineError> {
-        let engine = current.engine.as_ref().map_err(Clone::clone)?;
+        let engine = current.engine.as_ref().map_err(|missing| missing.told.clone())?;
         if current.on_cpu && frames.len() > self.spec.batch.capacity(1) {
             let message =
                 "the CPU, in place of the GPU, runs one frame at a time: more take as long, and memory";
@@ -197,7 +204,8 @@ impl Recovering {
 
     fn is_the_gpu_s(&self, error: &EngineError, frames: usize) -> bool {
         match error.kind {
-            EngineErrorKind::DeviceLost => true,
+            // The budget has no room for a session: no run says so.
+            EngineErrorKind::DeviceLost | EngineErrorKind::NoBudget => true,
             EngineErrorKind::OutOfMemory => frames <= self.spec.batch.capacity(1),
             _ => false,
         }
@@ -215,17 +223,21 @@ impl Recovering {
         }
         let allowed = self.sessions.cpu_allowed();
         let mut step = self.ladder.lock().failed(retried, allowed);
-        let mut error = error;
+        let (cause, mut error) = match &current.engine {
+            Ok(_) => (error.clone(), error),
+            // What the last attempt came to is no part of it.
+            Err(missing) => (missing.cause.clone(), error),
+        };
         if step == Step::Anew {
-            current.end(&error);
+            current.end(&cause, &cause);
             match self.sessions.anew().and_then(|engine| self.same(engine)) {
                 Ok(engine) => {
                     current.engine = Ok(engine);
                     return Ok(());
                 }
                 Err(why) => {
-                    error = lost(format!("{}; the session could not be made anew", error.message), why);
-                    current.end(&error);
+                    error = cause.and("the session could not be made anew", why, EngineErrorKind::DeviceLost);
+                    current.end(&cause, &error);
                     step = self.ladder.lock().failed(true, allowed);
                 }
             }
@@ -233,7 +245,7 @@ impl Recovering {
         if step == Step::GiveUp {
             return Err(error);
         }
-        current.end(&error);
+        current.end(&cause, &error);
         match self.sessions.on_cpu().and_then(|engine| self.same(engine)) {
             Ok(engine) => {
                 (current.engine, current.on_cpu) = (Ok(engine), true);
@@ -247,8 +259,9 @@ impl Recovering {
             }
             Err(why) => {
                 self.ladder.lock().cpu_failed();
-                let error = lost(format!("{}; nor can the CPU run it", error.message), why);
-                current.end(&error);
+                let otherwise = error.kind;
+                let error = error.and("nor can the CPU run it", why, otherwise);
+                current.end(&cause, &error);
                 Err(error)
             }
         }
@@ -268,14 +281,21 @@ impl Recovering {
 
 impl Current {
     /// The session ends, before there is another.
-    fn end(&mut self, why: &EngineError) {
-        self.engine = Err(lost(why.message.clone(), &why.detail));
+    fn end(&mut self, cause: &EngineError, told: &EngineError) {
+        self.engine = Err(Missing { cause: cause.clone(), told: told.clone() });
         self.generation += 1;
     }
 }
 
-fn lost(message: String, detail: impl std::fmt::Display) -> EngineError {
-    EngineError::new(EngineErrorKind::DeviceLost, message, detail)
+impl EngineError {
+    /// `what` was tried after this, and failed: of its kind where memory is what was short, which may pass, and else of the kind `otherwise`.
+    fn and(&self, what: &str, why: EngineError, otherwise: EngineErrorKind) -> Self {
+        let kind = match why.kind {
+            kind @ (EngineErrorKind::OutOfMemory | EngineErrorKind::NoBudget) => kind,
+            _ => otherwise,
+        };
+        Self::new(kind, format!("{}; {what}", self.message), why)
+    }
 }
 
 /// The file of the engine is another by now.

@@ -375,6 +375,34 @@ fn where_no_session_can_be_made_that_is_what_is_told_until_one_can() {
 }
 
 #[test]
+fn a_shortage_of_memory_is_not_taken_for_a_lost_gpu() {
+    // What the GPU failed with, and why there is no session on it nor, where that is tried, on the CPU.
+    for (failed, [on_gpu, on_cpu], allowed, kind) in [
+        (OutOfMemory, [OutOfMemory; 2], false, OutOfMemory),
+        (DeviceLost, [OutOfMemory; 2], false, OutOfMemory),
+        (OutOfMemory, [OutOfMemory, EngineErrorKind::Run], true, OutOfMemory),
+        (DeviceLost, [DeviceLost, EngineErrorKind::NoBudget], true, EngineErrorKind::NoBudget),
+        (OutOfMemory, [DeviceLost, EngineErrorKind::Run], true, DeviceLost),
+    ] {
+        let rig = rig(BatchSize::Any, allowed, fails_first(1, failed));
+        *rig.world.making.lock() = Box::new(move |cpu| Some(if cpu { on_cpu } else { on_gpu }));
+        let stream = rig.batcher.attach(1).unwrap();
+        let first = rig.fails(&stream, &[0.5]);
+        assert_eq!((first.kind, first.message.starts_with("it failed; the session")), (kind, true), "{first}");
+        for _ in 0..12 {
+            let error = rig.fails(&stream, &[0.5]);
+            assert_eq!((error.kind, &error.message), (first.kind, &first.message));
+        }
+        let tries = rig.world.made().iter().filter(|&&made| made == GPU).count();
+        assert!(tries > 2, "the GPU is not tried again: {:?}", rig.world.made());
+        *rig.world.making.lock() = Box::new(|_| None);
+        while let Some(Outcome::Failed(_)) = rig.run(&stream, &[0.6]).pop() {}
+        assert!(rig.world.made().len() < 64);
+        rig.well(&stream, &[0.7]);
+    }
+}
+
+#[test]
 fn another_model_in_the_file_is_not_taken() {
     let rig = rig(BatchSize::Any, false, fails_first(1, DeviceLost));
     rig.world.later.lock().input_size = (64, 64);
