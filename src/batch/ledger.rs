@@ -45,14 +45,14 @@ pub struct Place(Arc<Mutex<Placed>>);
 
 struct Placed {
     ledger: Ledger,
-    /// What one more frame in a batch adds to the tensors there, bytes.
+    /// What one more frame in a batch adds to the tensors there, those of all batches that have any at the same time, bytes.
     frame_tensors: u64,
     /// On a GPU: what its context takes, bytes. `None` on the host.
     context: Option<u64>,
 }
 
 impl Place {
-    /// A GPU, whose context takes so much.
+    /// A GPU, whose context takes so much; `frame_tensors` are those of [`crate::engine::gpu::budget::tensors`].
     pub fn on_gpu(ledger: Ledger, frame_tensors: u64, context: u64) -> Self {
         Self(Arc::new(Mutex::new(Placed { ledger, frame_tensors, context: Some(context) })))
     }

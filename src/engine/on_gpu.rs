@@ -96,7 +96,7 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
     let rest = host.model.saturating_add(host.arena).saturating_sub(pinned);
     ledger.set(Need { model: rest, arena: pinned, ..host });
     ledger.laid_out(frames, output);
-    let place = Place::on_gpu(held, frame_tensors, room.context);
+    let place = Place::on_gpu(held, budget::tensors(1, frame_tensors), room.context);
     ledger.runs_in(place.clone());
     nvml::count(card.bus_id(), gpu, budget::held);
     let sessions = Remake { options, model_hash, frames, cores, place, consent };
