@@ -62,6 +62,8 @@ pub struct Budget {
 struct State {
     entries: Vec<Entry>,
     limits: Vec<Claim>,
+    /// Taken whoever has reserved what, bytes.
+    aside: u64,
     next: u64,
 }
 
@@ -119,7 +121,7 @@ pub struct Conflict {
 
 impl Budget {
     pub const fn new(property: &'static str, resident: fn() -> u64) -> Self {
-        let state = State { entries: Vec::new(), limits: Vec::new(), next: 0 };
+        let state = State { entries: Vec::new(), limits: Vec::new(), aside: 0, next: 0 };
         Self { property, resident, state: Mutex::new(state) }
     }
 
@@ -171,12 +173,20 @@ impl Budget {
     pub fn room(&self) -> Option<u64> {
         let resident = (self.resident)();
         let state = self.state.lock();
-        state.ceiling().map(|limit| limit.saturating_sub(state.reserved().max(resident)))
+        state.ceiling().map(|limit| limit.saturating_sub(state.taken(resident)))
     }
 
     /// All that is reserved.
     pub fn reserved(&self) -> u64 {
         self.state.lock().reserved()
+    }
+
+    /// What is taken once and for all, and beside all reservations, by the device itself: 0 at first. The largest of those that were
+    /// ever told counts.
+    pub fn set_aside(&self, bytes: u64) -> u64 {
+        let mut state = self.state.lock();
+        state.aside = state.aside.max(bytes);
+        state.aside
     }
 
     /// Every reservation that is not empty, largest first.
@@ -208,6 +218,11 @@ impl State {
 
     fn reserved(&self) -> u64 {
         sum(self.entries.iter().map(|entry| entry.bytes))
+    }
+
+    /// Of the limit, where so much is resident.
+    fn taken(&self, resident: u64) -> u64 {
+        self.reserved().saturating_add(self.aside).max(resident)
     }
 
     fn usage(&self) -> Vec<Usage> {
@@ -268,11 +283,11 @@ impl Reservation {
     pub fn grow(&mut self, more: u64) -> Result<(), Exceeded> {
         let resident = (self.budget.resident)();
         let mut state = self.budget.state.lock();
-        let reserved = state.reserved();
+        let taken = state.taken(resident);
         if let Some(limit) = state.ceiling()
-            && reserved.max(resident).saturating_add(more) > limit
+            && taken.saturating_add(more) > limit
         {
-            let others = resident.saturating_sub(reserved);
+            let others = taken.saturating_sub(state.reserved());
             return Err(state.exceeded(self, more, limit, others));
         }
         self.bytes = self.bytes.saturating_add(more);

@@ -15,7 +15,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::ceiling;
 use crate::engine::{EngineError, EngineErrorKind};
@@ -219,9 +218,8 @@ pub fn fit<T>(
 /// GPUs with a budget of their own; those beyond share the last one's.
 pub const GPUS: usize = 16;
 
-/// The budgets of this process. All of one GPU's is reserved by what was measured, so nothing else counts.
+/// The budgets of this process. All of one GPU's is reserved by what was measured, or the context's, which is set aside.
 static BUDGETS: [Budget; GPUS] = [const { Budget::new(PROPERTY, || 0) }; GPUS];
-static CONTEXTS: [AtomicU64; GPUS] = [const { AtomicU64::new(0) }; GPUS];
 
 /// Of the GPU with this number.
 pub fn of(gpu: u32) -> &'static Budget {
@@ -230,12 +228,12 @@ pub fn of(gpu: u32) -> &'static Budget {
 
 /// What CUDA's context takes of this GPU, bytes, as far as is known; 0 before the first engine.
 pub fn context(gpu: u32) -> u64 {
-    CONTEXTS[(gpu as usize).min(GPUS - 1)].load(Ordering::Relaxed)
+    learn_context(gpu, 0)
 }
 
-/// A context was made that took so much; 0, by who found one that was there, says nothing.
+/// A context was made that took so much, which no engine gets from now on; 0, by who found one that was there, says nothing.
 pub fn learn_context(gpu: u32, bytes: u64) -> u64 {
-    CONTEXTS[(gpu as usize).min(GPUS - 1)].fetch_max(bytes, Ordering::Relaxed).max(bytes)
+    of(gpu).set_aside(bytes)
 }
 
 /// What this process's engines and their context hold of this GPU, bytes.

@@ -388,7 +388,11 @@ fn a_shortage_of_memory_is_not_taken_for_a_lost_gpu() {
         *rig.world.making.lock() = Box::new(move |cpu| Some(if cpu { on_cpu } else { on_gpu }));
         let stream = rig.batcher.attach(1).unwrap();
         let first = rig.fails(&stream, &[0.5]);
-        assert_eq!((first.kind, first.message.starts_with("it failed; the session")), (kind, true), "{first}");
+        assert_eq!(
+            (first.kind, first.message.starts_with("it failed; the session")),
+            (kind, true),
+            "{first}"
+        );
         for _ in 0..12 {
             let error = rig.fails(&stream, &[0.5]);
             assert_eq!((error.kind, &error.message), (first.kind, &first.message));

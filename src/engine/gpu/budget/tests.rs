@@ -1,6 +1,7 @@
 //! The arithmetic, and loads that are none.
 
 use super::*;
+use crate::batch::{Ledger, Place};
 use proptest::prelude::*;
 use std::cell::RefCell;
 
@@ -129,6 +130,23 @@ fn each_gpu_has_its_budget_and_its_context() {
     drop(limit);
     assert!(std::ptr::eq(of(15), of(63)));
     assert_eq!([learn_context(14, 7), learn_context(14, 0), context(14), context(13)], [7, 7, 7, 0]);
+}
+
+#[test]
+fn what_grows_after_the_load_leaves_the_context_its_part() {
+    learn_context(12, 400);
+    let _limit = of(12).limit("d0", 1000).unwrap();
+    let mut engine = Ledger::new(of(12), "m.onnx");
+    engine.laid_out(1, 100);
+    let mut ledger = Ledger::new(of(13), "m.onnx");
+    ledger.runs_in(Place::on_gpu(engine, tensors(1, 25), 400));
+    ledger.admit(4, 0).unwrap();
+    assert_eq!((of(12).reserved(), of(12).room(), held(12)), (3 * (100 + 2 * 25), Some(150), 850));
+    ledger.admit(5, 0).unwrap();
+    let error = ledger.admit(6, 0).unwrap_err();
+    assert_eq!((error.wanted, error.others, held(12)), (150, 400, 1000));
+    drop(ledger);
+    assert_eq!((held(12), of(12).room()), (0, Some(600)));
 }
 
 /// Also absurd ones.
