@@ -33,7 +33,19 @@ pub(super) fn allows_fallback(asked: &Device, fallback: Option<bool>) -> bool {
     fallback.unwrap_or(*asked == Device::Auto)
 }
 
-/// What `load` made on the first device on which it could, and why that is not the one that was asked for: whole sentences for the user.
+/// Why a model runs on another device than the first that was to be tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    /// Whole sentences for the user.
+    pub text: String,
+    /// What that comes down to, whatever figures are in it.
+    pub causes: Causes,
+}
+
+/// The devices that could not be used, and why.
+pub(super) type Causes = Vec<(Device, EngineErrorKind)>;
+
+/// What `load` made on the first device on which it could, and why that is not the one that was asked for.
 ///
 /// # Errors
 /// Of the only device that is allowed, or of the last one. A file that cannot be read is one on every device.
@@ -42,7 +54,7 @@ pub(super) fn choose<T>(
     fallback: Option<bool>,
     machine: &impl Machine,
     mut load: impl FnMut(&Device) -> Result<T, EngineError>,
-) -> Result<(T, Option<String>), EngineError> {
+) -> Result<(T, Option<Elsewhere>), EngineError> {
     let Candidates { first, last, mut failures } = candidates(asked, fallback, machine)?;
     let mut attempt = |device: &Device| {
         if device.gpu().is_some() {
@@ -104,15 +116,18 @@ fn without_cuda(library: &str) -> EngineError {
     EngineError::new(EngineErrorKind::Library, message, "")
 }
 
-fn reason(failures: &[(Device, EngineError)], runs: &Device) -> Option<String> {
+fn reason(failures: &[(Device, EngineError)], runs: &Device) -> Option<Elsewhere> {
     use std::fmt::Write;
     let mut text = String::new();
     for (device, error) in failures {
         // Text takes whatever is written to it.
         let _ = write!(text, "{device} cannot be used: {error}. ");
     }
-    (!text.is_empty())
-        .then(|| format!("{text}So {runs} runs the model, which device={runs} does without this warning."))
+    let causes: Causes = failures.iter().map(|(device, error)| (device.clone(), error.kind)).collect();
+    (!causes.is_empty()).then(|| Elsewhere {
+        text: format!("{text}So {runs} runs the model, which device={runs} does without this warning."),
+        causes,
+    })
 }
 
 /// Loads that failed a moment ago: those who ask together share the outcome, or the second of sixteen elements would wait for
@@ -184,6 +199,7 @@ mod tests {
                     false => Err(EngineError::new(kind, format!("{device} fails"), "")),
                 }
             })
+            .map(|(device, elsewhere)| (device, elsewhere.map(|elsewhere| elsewhere.text)))
             .map_err(|error| error.message)
         }
     }

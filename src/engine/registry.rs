@@ -21,7 +21,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::active::Change;
 use super::cache::{Cache, Note, store, writer};
-use super::choose::{self, Machine, Recent};
+use super::choose::{self, Causes, Elsewhere, Machine, Recent};
 use super::device::Device;
 use super::estimate::{self, Estimate};
 use super::idle::Idle;
@@ -111,8 +111,8 @@ pub(super) struct Entry {
     relief: Relief,
     /// Of its elements.
     consent: Arc<Consent>,
-    /// Why some of its elements have it and not the device that they asked for, as it was last told.
-    told: Option<Arc<str>>,
+    /// Why some of its elements have it and not the device that they asked for, as far as that was told.
+    told: Vec<Causes>,
     /// Elements that have it now.
     users: usize,
     /// The longest that any of those wanted that ever had it.
@@ -224,9 +224,9 @@ pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
     if let Some(cache) = &wanted.cache {
         afterwards.take_place(cache);
     }
-    let (mut lease, reason) = chosen?;
+    let (mut lease, elsewhere) = chosen?;
     lease.keep_for(wanted.keep_alive);
-    lease.has(wanted, gpu_limit, reason);
+    lease.has(wanted, gpu_limit, elsewhere);
     Ok(lease)
 }
 
@@ -463,6 +463,18 @@ impl Registry {
         }
     }
 
+    /// One of its elements tells why it has this engine; whether none has done so before.
+    fn tells(&self, lease: &Lease, causes: Causes) -> bool {
+        let mut engines = self.engines.lock();
+        let known = engines.known.as_mut().and_then(|known| known.get_mut(&lease.key));
+        let Some(Known::Loaded(entry)) = known else { return true };
+        let first = !entry.told.contains(&causes);
+        if first {
+            entry.told.push(causes);
+        }
+        first
+    }
+
     /// To reach every engine without keeping any.
     pub fn reliefs(&self) -> Vec<Relief> {
         let engines = self.engines.lock();
@@ -489,7 +501,7 @@ pub struct Lease {
     /// The element's `gpu-memory-budget`, in force while it is there.
     gpu_limit: Option<Limit>,
     /// Why it is not the device that was asked for, until that was told.
-    elsewhere: Mutex<Option<Change>>,
+    elsewhere: Mutex<Option<Elsewhere>>,
 }
 
 impl Lease {
@@ -507,7 +519,7 @@ impl Lease {
     }
 
     /// What holds for this element of those that have the engine.
-    fn has(&mut self, wanted: &Wanted, gpu_limit: Option<Limit>, reason: Option<String>) {
+    fn has(&mut self, wanted: &Wanted, gpu_limit: Option<Limit>, elsewhere: Option<Elsewhere>) {
         if self.key.device.gpu().is_some() {
             self.gpu_limit = gpu_limit;
             self.objects = !choose::allows_fallback(&wanted.device, wanted.fallback);
@@ -515,22 +527,19 @@ impl Lease {
                 self.consent.object();
             }
         }
-        let Some(reason) = reason.map(Arc::<str>::from) else { return };
-        let device = self.engine.spec().device.name();
-        let mut engines = self.registry.engines.lock();
-        let Some(Known::Loaded(entry)) = engines.known.as_mut().and_then(|known| known.get_mut(&self.key))
-        else {
-            return;
-        };
-        let first = entry.told.replace(reason.clone()).is_none_or(|told| told != reason);
-        *self.elsewhere.lock() = Some(Change { device, reason, first });
+        *self.elsewhere.get_mut() = elsewhere;
     }
 
     /// What is new of where the engine runs: once that it is not the device that the element asked for, and later that it has moved.
     /// `seen` as with [`super::active::ActiveDevice::news`].
     pub fn news(&self, seen: &AtomicU32) -> Option<Change> {
         // It is never set later.
-        self.elsewhere.lock().take().or_else(|| self.engine.spec().device.news(seen))
+        let elsewhere = self.elsewhere.lock().take();
+        let Some(Elsewhere { text, causes }) = elsewhere else {
+            return self.engine.spec().device.news(seen);
+        };
+        let (device, first) = (self.engine.spec().device.name(), self.registry.tells(self, causes));
+        Some(Change { device, reason: text.into(), first })
     }
 
     /// Frames that run together where nobody says how many.
@@ -590,7 +599,7 @@ impl Drop for Settle<'_> {
                     engine: Arc::downgrade(&engine),
                     relief: engine.relief(),
                     consent: self.consent.clone(),
-                    told: None,
+                    told: Vec::new(),
                     users: 1,
                     keep_alive: Duration::ZERO,
                     idle: None,

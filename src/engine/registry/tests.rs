@@ -324,14 +324,20 @@ fn an_engine_that_has_left_its_gpu_is_for_those_alone_who_have_it() {
 #[test]
 fn why_it_is_another_device_is_told_to_those_who_asked_for_that_one() {
     let registry = registry();
-    let [plain, mut one, mut two, mut three] = [(); 4].map(|()| load(registry, key(1), false));
+    let [plain, mut failed, mut one, mut two, mut three] = [(); 5].map(|()| load(registry, key(1), false));
+    let why = |text: &str, kind| Some(Elsewhere { text: text.into(), causes: vec![(Device::Cuda(0), kind)] });
+    // An element that does not start tells nobody.
+    failed.has(&wanted("auto", None, 1), None, why("no driver", EngineErrorKind::Library));
+    drop(failed);
     let told = |lease: &Lease, seen: &AtomicU32| {
         lease.news(seen).map(|change| (change.reason.to_string(), change.first))
     };
-    for (lease, reason, first) in
-        [(&mut one, "no driver", true), (&mut two, "no driver", false), (&mut three, "too small", true)]
-    {
-        lease.has(&wanted("auto", None, 1), None, Some(reason.into()));
+    for (lease, reason, kind, first) in [
+        (&mut one, "no driver", EngineErrorKind::Library, true),
+        (&mut two, "no driver, in other words", EngineErrorKind::Library, false),
+        (&mut three, "too small", EngineErrorKind::NoBudget, true),
+    ] {
+        lease.has(&wanted("auto", None, 1), None, why(reason, kind));
         let seen = AtomicU32::new(0);
         assert_eq!(told(lease, &seen), Some((reason.into(), first)));
         assert_eq!(told(lease, &seen), None);
