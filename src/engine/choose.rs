@@ -144,12 +144,19 @@ impl<K: PartialEq> Recent<K> {
 
     pub fn find(&self, key: &K, now: Instant) -> Option<EngineError> {
         let mut failures = self.0.lock();
-        failures.retain(|(_, then, _)| now.saturating_duration_since(*then) < Self::TIME);
+        Self::forget(&mut failures, now);
         failures.iter().find(|(of, ..)| of == key).map(|(.., error)| error.clone())
     }
 
     pub fn note(&self, key: K, now: Instant, error: &EngineError) {
-        self.0.lock().push((key, now, error.clone()));
+        let mut failures = self.0.lock();
+        Self::forget(&mut failures, now);
+        failures.retain(|(of, ..)| *of != key);
+        failures.push((key, now, error.clone()));
+    }
+
+    fn forget(failures: &mut Vec<(K, Instant, EngineError)>, now: Instant) {
+        failures.retain(|(_, then, _)| now.saturating_duration_since(*then) < Self::TIME);
     }
 }
 
@@ -295,5 +302,12 @@ mod tests {
         let found = |key, now| recent.find(&key, now).map(|error| error.message);
         assert_eq!(found(1, late - Duration::from_millis(1)), Some("no".into()));
         assert_eq!((found(2, start), found(1, late), found(1, start)), (None, None, None));
+        // Nor are those kept that nobody asks for.
+        for second in 0..60 {
+            recent.note(second % 7, start + Duration::from_secs(second), &error);
+            assert!(recent.0.lock().len() <= 7);
+        }
+        recent.note(1, start + Duration::from_secs(99), &error);
+        assert_eq!(recent.0.lock().len(), 1);
     }
 }
