@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::device::Device;
 use super::gpu::budget::{self, Fitted, GpuUse, Measured, Outcome, Room};
-use super::gpu::driver::{Card, DriverError};
-use super::onnx::{OnnxEngine, SessionOptions};
+use super::gpu::driver::DriverError;
+use super::onnx::{self, OnnxEngine, SessionOptions};
 use super::plan::Plan;
 use super::recover::{self, Consent, Recovering, Sessions};
 use super::{Engine, EngineError, EngineErrorKind, estimate, hash, registry, room, runtime};
@@ -37,7 +37,7 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
         EngineError::new(EngineErrorKind::DeviceLost, message, error)
     };
     // Makes CUDA's context, so that it is not taken for a part of the model.
-    let card = Card::open(gpu).map_err(failed)?;
+    let card = onnx::open_card(&options, gpu)?;
     let there = card.memory().map_err(failed)?;
     let budget = budget::of(gpu);
     let room = Room {

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use ort::session::{RunOptions, Session};
 
-pub use self::cuda::check as check_gpu;
+pub use self::cuda::{check as check_gpu, open_card};
 use self::failure::{Failure, run_failed};
 use self::held::Held;
 use self::lanes::Lanes;

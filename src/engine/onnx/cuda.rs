@@ -44,10 +44,13 @@ pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, Engine
     if options.gpu.graph {
         can_record(&options.device, runtime::version().unwrap_or_default())?;
     }
-    match Card::open(index) {
-        Ok(card) => Ok(Some(card)),
-        Err(error) => Err(refused(options, Failure::Driver(error), EngineErrorKind::Library)),
-    }
+    open_card(options, index).map(Some)
+}
+
+/// # Errors
+/// What the driver says to a context on this GPU.
+pub fn open_card(options: &SessionOptions, index: u32) -> Result<Arc<Card>, EngineError> {
+    Card::open(index).map_err(|error| refused(options, Failure::Driver(error), EngineErrorKind::Library))
 }
 
 /// Whether `device` keeps a graph for each size of batch and lane, by the number that a run has, with ONNX Runtime of this `version`.
