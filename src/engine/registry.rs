@@ -305,7 +305,8 @@ fn load(
     if let Some(entry) = &cached {
         estimate::expect(placed.clone(), &wanted.model, entry.figures());
     }
-    let mut ledger = room::reserve(&wanted.model, &estimate::estimate(&placed, &wanted.model), plan.callers)?;
+    let estimate = estimate::estimate(&placed, &wanted.model);
+    let mut ledger = room::reserve(&wanted.model, &estimate, plan.callers)?;
     let options = SessionOptions {
         model: wanted.model.clone(),
         library: wanted.library.clone(),
@@ -323,7 +324,8 @@ fn load(
         stop_workers_at_exit();
         let frame_tensor = engine.spec().input.bytes() as u64;
         let least = engine.spec().batch.capacity(1) as u64;
-        let model = ledger.held().model;
+        // What its libraries keep for the process is in the first load's figures, and in the resident set ever after.
+        let model = estimate.model.min(ledger.held().model);
         estimate::learn(placed, Estimate { model, frame_arena: 0, frame_tensor, least });
         return within_budget(engine, ledger);
     }
