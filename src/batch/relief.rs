@@ -53,6 +53,11 @@ impl Batcher {
 }
 
 impl Relief {
+    /// Whether it is still there.
+    pub fn has_engine(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
     /// Has the next run give back what the engine keeps between runs. Whether one will, and the bytes of earlier ones
     /// that were not told yet.
     pub fn shrink(&self, ask: bool) -> (bool, u64) {

@@ -135,12 +135,14 @@ pub(super) struct Registry {
 #[derive(Default)]
 pub(super) struct Engines {
     pub known: Option<HashMap<EngineKey, Known>>,
+    /// Of engines whose place another has, while they have elements.
+    replaced: Vec<Relief>,
     /// Whether there is a thread that looks after the idle ones.
     pub keeper: bool,
 }
 
 static REGISTRY: Registry = Registry {
-    engines: Mutex::new(Engines { known: None, keeper: false }),
+    engines: Mutex::new(Engines { known: None, replaced: Vec::new(), keeper: false }),
     settled: Condvar::new(),
     idled: Condvar::new(),
     loads: Mutex::new(()),
@@ -400,7 +402,7 @@ impl Registry {
         load: impl FnOnce(&Arc<Consent>) -> Result<Batcher, EngineError>,
     ) -> Result<Lease, EngineError> {
         let mut engines = self.engines.lock();
-        loop {
+        let replaced = loop {
             let known = engines.known.get_or_insert_default();
             let mut loading = false;
             for (other, known) in known.iter_mut() {
@@ -420,12 +422,17 @@ impl Registry {
                 self.settled.wait(&mut engines);
                 continue;
             }
-            known.insert(key.clone(), Known::Loading);
-            break;
+            break known.insert(key.clone(), Known::Loading);
+        };
+        engines.replaced.retain(Relief::has_engine);
+        if let Some(Known::Loaded(entry)) = &replaced {
+            engines.replaced.push(entry.relief.clone());
         }
         // Checked with the entry in place, as the exit looks for entries after it has said so.
         let exiting = super::runtime::exiting();
         drop(engines);
+        // May end an idle engine.
+        drop(replaced);
 
         // A panic in the load must not leave the others waiting for it.
         let consent = Arc::<Consent>::default();
@@ -480,13 +487,11 @@ impl Registry {
     /// To reach every engine without keeping any.
     pub fn reliefs(&self) -> Vec<Relief> {
         let engines = self.engines.lock();
-        let known = engines.known.iter().flat_map(HashMap::values);
-        known
-            .filter_map(|known| match known {
-                Known::Loading => None,
-                Known::Loaded(entry) => Some(entry.relief.clone()),
-            })
-            .collect()
+        let known = engines.known.iter().flat_map(HashMap::values).filter_map(|known| match known {
+            Known::Loading => None,
+            Known::Loaded(entry) => Some(&entry.relief),
+        });
+        known.chain(&engines.replaced).filter(|relief| relief.has_engine()).cloned().collect()
     }
 }
 

@@ -315,10 +315,14 @@ fn an_engine_that_has_left_its_gpu_is_for_those_alone_who_have_it() {
         Some((true, true))
     );
     assert_eq!(second.news(&seen), None);
-    assert!(!same(&first, &on_gpu(registry, &consents_in)));
+    let third = on_gpu(registry, &consents_in);
+    assert!(!same(&first, &third));
+    assert_eq!(registry.reliefs().len(), 2, "those who have it give back memory as ever");
+    drop(third);
+    assert_eq!(registry.reliefs().len(), 1);
     leave(first, HOUR);
     leave(second, HOUR);
-    assert_eq!(registry.idle_engines(), 0);
+    assert_eq!((registry.idle_engines(), registry.reliefs().len()), (0, 0));
 }
 
 #[test]
