@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::device::Device;
 use super::registry::{EngineKey, Engines, Entry, Known, Registry};
-use super::{EngineError, EngineErrorKind, runtime};
+use super::{EngineError, EngineErrorKind, Memory, runtime};
 use crate::batch::Batcher;
 use crate::memory;
 
@@ -28,22 +29,40 @@ impl Idle {
 }
 
 impl Registry {
-    /// Tries `load`, and again after each idle engine that made room.
-    pub fn with_room<T>(&self, mut load: impl FnMut() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    /// Tries `load`, which is for `device`, and again after each idle engine that made room where it was short.
+    pub fn with_room<T>(
+        &self,
+        device: &Device,
+        mut load: impl FnMut() -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
         loop {
-            match load() {
-                Err(EngineError {
-                    kind: EngineErrorKind::NoBudget | EngineErrorKind::OutOfMemory, ..
-                }) if self.evict_oldest().is_some() => (),
+            let error = match load() {
+                Err(error) => error,
                 outcome => return outcome,
+            };
+            let short = matches!(error.kind, EngineErrorKind::NoBudget | EngineErrorKind::OutOfMemory);
+            // Engines on GPUs have memory of the host too.
+            let gpu = device.gpu().filter(|_| error.memory == Some(Memory::Gpu));
+            let helps = |other: &Device| gpu.is_none() || other.gpu() == gpu;
+            if !short || self.evict(helps).is_none() {
+                return Err(error);
             }
         }
     }
 
-    /// Ends the idle engine that was used least recently; the bytes that were reserved for it.
+    /// Ends the idle engine that was used least recently; the bytes of the host that were reserved for it.
     pub fn evict_oldest(&self) -> Option<u64> {
+        self.evict(|_| true)
+    }
+
+    /// Of those on devices that `helps` accepts; those that hold most of the host's memory first, as a GPU's do not.
+    fn evict(&self, helps: impl Fn(&Device) -> bool) -> Option<u64> {
         let mut engines = self.engines.lock();
-        let oldest = engines.idle().min_by_key(|(_, idle)| idle.since).map(|(key, _)| key.clone());
+        let oldest = engines
+            .idle()
+            .filter(|(key, _)| helps(key.device()))
+            .min_by_key(|(key, idle)| (key.device().gpu().is_some(), idle.since))
+            .map(|(key, _)| key.clone());
         let evicted = engines.remove(&oldest?);
         // Perhaps the last one that was waited for.
         self.idled.notify_all();

@@ -148,6 +148,15 @@ pub struct EngineError {
     pub message: String,
     /// The library's own words, for the debug text.
     pub detail: String,
+    /// Which memory was short, where that is known.
+    pub memory: Option<Memory>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    Host,
+    /// Of the GPU that was to run it.
+    Gpu,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,18 +181,24 @@ pub enum EngineErrorKind {
 
 impl EngineError {
     pub fn new(kind: EngineErrorKind, message: impl Into<String>, detail: impl fmt::Display) -> Self {
-        Self { kind, message: message.into(), detail: detail.to_string() }
+        Self { kind, message: message.into(), detail: detail.to_string(), memory: None }
+    }
+
+    /// It is this memory that was short.
+    pub fn of(self, memory: Memory) -> Self {
+        Self { memory: Some(memory), ..self }
     }
 
     /// The frames of this model's batches find no room.
     pub fn no_room(model: &Path, error: AllocError) -> Self {
         let message = format!("there is no memory for the frames of the model {}", model.display());
-        Self::new(EngineErrorKind::OutOfMemory, message, error)
+        Self::new(EngineErrorKind::OutOfMemory, message, error).of(Memory::Host)
     }
 
     /// So much for this model is more than the budget has left.
     pub fn no_budget(model: &Path, need: Need, exceeded: &Exceeded) -> Self {
-        Self::beyond(model, need, &exceeded.to_string())
+        let of_gpu = exceeded.property == gpu::budget::PROPERTY;
+        Self::beyond(model, need, &exceeded.to_string()).of(if of_gpu { Memory::Gpu } else { Memory::Host })
     }
 
     /// `why` it does not fit, and what to do.

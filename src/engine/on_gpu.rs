@@ -8,7 +8,7 @@ use super::gpu::driver::DriverError;
 use super::onnx::{self, OnnxEngine, SessionOptions};
 use super::plan::Plan;
 use super::recover::{self, Consent, Recovering, Sessions};
-use super::{Engine, EngineError, EngineErrorKind, estimate, hash, registry, room, runtime};
+use super::{Engine, EngineError, EngineErrorKind, Memory, estimate, hash, registry, room, runtime};
 use crate::batch::{Ledger, Need, Place};
 use crate::memory::budget::{Budget, Megabytes};
 use crate::memory::nvml;
@@ -37,7 +37,7 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
         EngineError::new(EngineErrorKind::DeviceLost, message, error)
     };
     // Makes CUDA's context, so that it is not taken for a part of the model.
-    let card = onnx::open_card(&options, gpu)?;
+    let card = onnx::open_card(&options, gpu).map_err(|error| error.of(Memory::Gpu))?;
     let there = card.memory().map_err(failed)?;
     let budget = budget::of(gpu);
     let room = Room {
@@ -78,7 +78,7 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
                 Megabytes(there.free),
                 Megabytes(there.total)
             );
-            EngineError::new(EngineErrorKind::OutOfMemory, message, error.detail)
+            EngineError::new(EngineErrorKind::OutOfMemory, message, error.detail).of(Memory::Gpu)
         }
         error => short.error(&file, gpu, error.map(|error| error.to_string()).unwrap_or_default()),
     })?;

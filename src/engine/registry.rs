@@ -94,6 +94,10 @@ impl EngineKey {
         is_there && !engine.is_lost()
     }
 
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Whether the other is for the same model, differing in the plan at most.
     fn is_akin(&self, other: &Self) -> bool {
         *self == Self { plan: self.plan, ..other.clone() }
@@ -213,7 +217,7 @@ pub fn get(wanted: &Wanted) -> Result<Lease, EngineError> {
             {
                 return Err(error);
             }
-            let outcome = REGISTRY.with_room(|| {
+            let outcome = REGISTRY.with_room(device, || {
                 afterwards = Afterwards::default();
                 load(wanted, &key, consent, &mut afterwards)
             });
@@ -561,7 +565,7 @@ impl Lease {
     /// See [`Batcher::attach`]; idle engines make room for it. With 0 as [`Self::usual_batch`].
     pub fn attach(&self, max_batch: usize) -> Result<Stream, EngineError> {
         let max_batch = if max_batch == 0 { self.usual_batch() } else { max_batch };
-        self.registry.with_room(|| self.engine.attach(max_batch))
+        self.registry.with_room(&self.key.device, || self.engine.attach(max_batch))
     }
 
     /// How long the engine shall be kept after its last element has left.

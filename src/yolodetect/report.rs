@@ -153,7 +153,7 @@ impl YoloDetect {
     }
 
     pub(super) fn post_engine_error(&self, error: &EngineError) {
-        let EngineError { kind, message, detail } = error;
+        let EngineError { kind, message, detail, .. } = error;
         match kind {
             EngineErrorKind::Library => {
                 gst::element_imp_error!(self, gst::LibraryError::Init, ("{message}"), ["{detail}"])

@@ -17,7 +17,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::batch::ceiling;
-use crate::engine::{EngineError, EngineErrorKind};
+use crate::engine::{EngineError, EngineErrorKind, Memory};
 use crate::memory::budget::{Budget, Megabytes};
 
 /// The property that sets the limit.
@@ -144,7 +144,7 @@ impl Short {
             Megabytes(tensors),
             Megabytes(others),
         );
-        EngineError::new(EngineErrorKind::NoBudget, message, detail)
+        EngineError::new(EngineErrorKind::NoBudget, message, detail).of(Memory::Gpu)
     }
 }
 

@@ -6,7 +6,7 @@ use crate::batch::batcher::tests::{spec, submit};
 use crate::batch::{Outcome, Patience};
 use crate::engine::active::ActiveDevice;
 use crate::engine::device::Device;
-use crate::engine::{BatchSize, Engine, ModelSpec, Output};
+use crate::engine::{BatchSize, Engine, Memory, ModelSpec, Output};
 use crate::memory::budget::HOST;
 use crate::tensor::BatchTensor;
 use std::ops::Range;
@@ -210,7 +210,7 @@ fn who_was_used_least_recently_makes_room_first() {
     let tries = AtomicUsize::new(0);
     let there = || engines.each_ref().map(|engine| engine.upgrade().is_some());
     let mut seen = Vec::new();
-    let outcome: Result<(), _> = registry.with_room(|| {
+    let outcome: Result<(), _> = registry.with_room(&Device::Cpu, || {
         tries.fetch_add(1, Ordering::Relaxed);
         seen.push(there());
         Err(EngineError::new(EngineErrorKind::NoBudget, "no", ""))
@@ -219,9 +219,50 @@ fn who_was_used_least_recently_makes_room_first() {
     assert_eq!(seen, [[true, true, true], [false, true, true], [false, false, true]]);
     // Another failure is no reason for it.
     leave(three, HOUR);
-    let failed: Result<(), _> = registry.with_room(|| Err(EngineError::new(EngineErrorKind::Run, "no", "")));
+    let failed: Result<(), _> =
+        registry.with_room(&Device::Cpu, || Err(EngineError::new(EngineErrorKind::Run, "no", "")));
     assert!(failed.is_err() && registry.idle_engines() == 1);
-    registry.with_room(|| Ok(())).unwrap();
+    registry.with_room(&Device::Cpu, || Ok(())).unwrap();
+}
+
+#[test]
+fn room_is_made_where_it_is_short() {
+    let devices = [Device::Cuda(0), Device::Cpu, Device::Cuda(1), Device::TensorRt(1)];
+    // What is short of memory, and for whom; who stays, after each try.
+    for (memory, device, stays) in [
+        (
+            Memory::Gpu,
+            Device::Cuda(1),
+            &["cuda:0 cpu cuda:1 tensorrt:1", "cuda:0 cpu tensorrt:1", "cuda:0 cpu"][..],
+        ),
+        (
+            Memory::Host,
+            Device::Cuda(1),
+            &[
+                "cuda:0 cpu cuda:1 tensorrt:1",
+                "cuda:0 cuda:1 tensorrt:1",
+                "cuda:1 tensorrt:1",
+                "tensorrt:1",
+                "",
+            ],
+        ),
+    ] {
+        let registry = registry();
+        for device in &devices {
+            leave(on_device(registry, device), HOUR);
+        }
+        let mut seen = Vec::new();
+        let failed: Result<(), _> = registry.with_room(&device, || {
+            let there = devices.iter().filter(|device| {
+                let key = EngineKey { device: (*device).clone(), ..key(1) };
+                registry.engines.lock().known.as_ref().is_some_and(|known| known.contains_key(&key))
+            });
+            seen.push(there.map(Device::to_string).collect::<Vec<_>>().join(" "));
+            Err(EngineError::new(EngineErrorKind::NoBudget, "no", "").of(memory))
+        });
+        assert!(failed.is_err());
+        assert_eq!(seen, stays, "{memory:?}");
+    }
 }
 
 #[test]
@@ -274,6 +315,13 @@ fn threads_tell_engines_apart_on_a_processor_and_options_on_a_gpu() {
     let [few, many] = [2, 8].map(|threads| wanted("cpu", None, threads));
     assert_ne!(key(&few), key(&many));
     assert_eq!(key(&few), key(&Wanted { gpu: graph, ..few.clone() }));
+}
+
+fn on_device(registry: &'static Registry, device: &Device) -> Lease {
+    let spec = ModelSpec { device: ActiveDevice::new(&device.to_string()), ..spec(BatchSize::Any) };
+    let key = EngineKey { device: device.clone(), ..key(1) };
+    let batcher = Batcher::new(Arc::new(Panics(spec)), Ledger::new(&HOST, "fake.onnx"));
+    registry.get(key, false, |_| batcher).unwrap()
 }
 
 fn on_gpu(registry: &'static Registry, consents: &mpsc::Sender<Arc<Consent>>) -> Lease {
