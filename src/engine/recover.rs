@@ -243,14 +243,20 @@ impl Recovering {
             }
         }
         if step == Step::GiveUp {
+            if !allowed && !of_memory(&error) {
+                error.message += &format!(
+                    "; restart the {PROCESS} to use the GPU again, or let the CPU take over with device-fallback=on"
+                );
+            }
             return Err(error);
         }
         current.end(&cause, &error);
         match self.sessions.on_cpu().and_then(|engine| self.same(engine)) {
             Ok(engine) => {
                 (current.engine, current.on_cpu) = (Ok(engine), true);
+                let restart = if of_memory(&cause) && of_memory(&error) { "pipeline" } else { PROCESS };
                 let reason = format!(
-                    "{} failed while it ran: {error}. So cpu runs the model {} from now on; restart the pipeline to try the GPU again",
+                    "{} failed while it ran: {error}. So cpu runs the model {} from now on; restart the {restart} to try the GPU again",
                     self.spec.device.name(),
                     self.spec.file.display()
                 );
@@ -287,13 +293,18 @@ impl Current {
     }
 }
 
+/// What a kernel's failure leaves of CUDA, lasts as long as the process.
+const PROCESS: &str = "process";
+
+/// What is short, which may pass.
+fn of_memory(error: &EngineError) -> bool {
+    matches!(error.kind, EngineErrorKind::OutOfMemory | EngineErrorKind::NoBudget)
+}
+
 impl EngineError {
     /// `what` was tried after this, and failed: of its kind where memory is what was short, which may pass, and else of the kind `otherwise`.
     fn and(&self, what: &str, why: EngineError, otherwise: EngineErrorKind) -> Self {
-        let kind = match why.kind {
-            kind @ (EngineErrorKind::OutOfMemory | EngineErrorKind::NoBudget) => kind,
-            _ => otherwise,
-        };
+        let kind = if of_memory(&why) { why.kind } else { otherwise };
         Self::new(kind, format!("{}; {what}", self.message), why)
     }
 }

@@ -165,7 +165,7 @@ impl YoloDetect {
                 gst::element_imp_error!(
                     self,
                     gst::LibraryError::Failed,
-                    ("{} {FAILURES_TO_GIVE_UP} times in a row", error.message),
+                    ("{FAILURES_TO_GIVE_UP} times in a row: {}", error.message),
                     ["{}", error.detail]
                 );
                 self.give_up();

@@ -304,6 +304,20 @@ fn a_batch_that_cannot_be_split_has_its_session_made_anew() {
 }
 
 #[test]
+fn what_is_to_be_restarted_for_the_gpu_is_told() {
+    for (kind, restart) in [(OutOfMemory, "restart the pipeline"), (DeviceLost, "restart the process")] {
+        let rig = rig(BatchSize::Any, true, fails_first(usize::MAX, kind));
+        let stream = rig.batcher.attach(1).unwrap();
+        rig.well(&stream, &[0.5]);
+        let change = rig.batcher.spec().device.news(&AtomicU32::new(0)).unwrap();
+        assert!(change.reason.contains(restart), "{}", change.reason);
+    }
+    let rig = rig(BatchSize::Any, false, fails_first(usize::MAX, OutOfMemory));
+    let stream = rig.batcher.attach(1).unwrap();
+    assert_eq!(rig.fails(&stream, &[0.5]).message, "it failed");
+}
+
+#[test]
 fn the_cpu_is_the_last_resort_and_runs_one_frame_at_a_time() {
     let rig = rig(BatchSize::Steps, true, fails_first(usize::MAX, DeviceLost));
     let stream = rig.batcher.attach(4).unwrap();
@@ -334,7 +348,10 @@ fn without_consent_frames_fail_and_sessions_are_made_ever_more_seldom() {
     let stream = rig.batcher.attach(1).unwrap();
     for run in 0..40 {
         let error = rig.fails(&stream, &[0.5]);
-        assert_eq!((error.kind, &*error.message), (DeviceLost, "it failed"), "run {run}");
+        assert!(
+            error.kind == DeviceLost && error.message.starts_with("it failed; restart the process"),
+            "run {run}: {error}"
+        );
     }
     assert_eq!(rig.world.made(), [GPU; 6]);
     *rig.world.rule.lock() = Box::new(|_, _| None);
