@@ -7,7 +7,7 @@ use super::gpu::budget::{self, Fitted, GpuUse, Measured, Outcome, Room};
 use super::gpu::driver::DriverError;
 use super::onnx::{self, OnnxEngine, SessionOptions};
 use super::plan::Plan;
-use super::recover::{self, Consent, Recovering, Sessions};
+use super::recover::{self, Agrees, Consent, Recovering, Sessions};
 use super::{Engine, EngineError, EngineErrorKind, Memory, estimate, hash, registry, room, runtime};
 use crate::batch::{Ledger, Need, Place};
 use crate::memory::budget::{Budget, Megabytes};
@@ -144,7 +144,7 @@ impl Sessions for Remake {
         Ok(Box::new(self.load(&self.options, self.frames, &mut ledger)?))
     }
 
-    fn on_cpu(&self) -> Result<Box<dyn Engine>, EngineError> {
+    fn on_cpu(&self, agrees: Agrees<'_>) -> Result<Box<dyn Engine>, EngineError> {
         self.check_file()?;
         let _turn = registry::turn();
         let file = &self.options.model;
@@ -159,6 +159,7 @@ impl Sessions for Remake {
         let mut ledger = room::reserve(file, &estimate, options.plan.callers)?;
         let engine = self.load(&options, 1, &mut ledger)?;
         ledger.check().map_err(|exceeded| EngineError::no_budget(file, ledger.held(), &exceeded))?;
+        agrees(engine.spec())?;
         ledger.bound_frames(engine.spec().batch.capacity(1));
         self.place.move_to_host(ledger);
         Ok(Box::new(engine))

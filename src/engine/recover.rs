@@ -24,12 +24,15 @@ use parking_lot::{Mutex, RwLock};
 use super::{Engine, EngineError, EngineErrorKind, ModelSpec, Output};
 use crate::tensor::BatchTensor;
 
+/// Whether a session is of the model that the engine is for.
+pub(super) type Agrees<'a> = &'a dyn Fn(&ModelSpec) -> Result<(), EngineError>;
+
 /// Makes an engine's sessions.
 pub(super) trait Sessions: Send + Sync {
     /// On the GPU that the engine was loaded on.
     fn anew(&self) -> Result<Box<dyn Engine>, EngineError>;
-    /// What the GPU held counts as given back then.
-    fn on_cpu(&self) -> Result<Box<dyn Engine>, EngineError>;
+    /// What the GPU held counts as given back then, once `agrees` has looked at the new session.
+    fn on_cpu(&self, agrees: Agrees<'_>) -> Result<Box<dyn Engine>, EngineError>;
     /// Whether every element that uses the engine allows that.
     fn cpu_allowed(&self) -> bool;
     /// The process ends: no session is made any more.
@@ -230,7 +233,7 @@ impl Recovering {
         };
         if step == Step::Anew {
             current.end(&cause, &cause);
-            match self.sessions.anew().and_then(|engine| self.same(engine)) {
+            match self.sessions.anew().and_then(|engine| self.agrees(engine.spec()).map(|()| engine)) {
                 Ok(engine) => {
                     current.engine = Ok(engine);
                     return Ok(());
@@ -251,7 +254,7 @@ impl Recovering {
             return Err(error);
         }
         current.end(&cause, &error);
-        match self.sessions.on_cpu().and_then(|engine| self.same(engine)) {
+        match self.sessions.on_cpu(&|spec| self.agrees(spec)) {
             Ok(engine) => {
                 (current.engine, current.on_cpu) = (Ok(engine), true);
                 let restart = if of_memory(&cause) && of_memory(&error) { "pipeline" } else { PROCESS };
@@ -274,14 +277,14 @@ impl Recovering {
     }
 
     /// Results of another model would be read wrongly.
-    fn same(&self, engine: Box<dyn Engine>) -> Result<Box<dyn Engine>, EngineError> {
-        let (known, new) = (&self.spec, engine.spec());
+    fn agrees(&self, new: &ModelSpec) -> Result<(), EngineError> {
+        let known = &self.spec;
         let same = known.input == new.input
             && known.output == new.output
             && known.layout == new.layout
             && known.input_size == new.input_size
             && known.batch.capacity(1) == new.batch.capacity(1);
-        if same { Ok(engine) } else { Err(changed(&known.file)) }
+        if same { Ok(()) } else { Err(changed(&known.file)) }
     }
 }
 

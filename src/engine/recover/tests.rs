@@ -82,6 +82,8 @@ struct World {
     running: AtomicUsize,
     allowed: AtomicBool,
     exiting: AtomicBool,
+    /// What the GPU held counts as given back.
+    moved: AtomicBool,
     /// A run on the GPU says that it has begun, and waits.
     begun: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>,
     /// Whether the batch of each run came with what a session has left with it.
@@ -160,8 +162,11 @@ impl Sessions for Maker {
         self.make(false)
     }
 
-    fn on_cpu(&self) -> Result<Box<dyn Engine>, EngineError> {
-        self.make(true)
+    fn on_cpu(&self, agrees: Agrees<'_>) -> Result<Box<dyn Engine>, EngineError> {
+        let engine = self.make(true)?;
+        agrees(engine.spec())?;
+        self.0.moved.store(true, Ordering::Relaxed);
+        Ok(engine)
     }
 
     fn cpu_allowed(&self) -> bool {
@@ -204,6 +209,7 @@ fn rig(batch: BatchSize, allowed: bool, rule: Rule) -> Rig {
         running: Default::default(),
         allowed: allowed.into(),
         exiting: Default::default(),
+        moved: Default::default(),
         begun: Default::default(),
         bound: Default::default(),
         broken: Default::default(),
@@ -425,11 +431,17 @@ fn a_shortage_of_memory_is_not_taken_for_a_lost_gpu() {
 
 #[test]
 fn another_model_in_the_file_is_not_taken() {
-    let rig = rig(BatchSize::Any, false, fails_first(1, DeviceLost));
-    rig.world.later.lock().input_size = (64, 64);
-    let stream = rig.batcher.attach(1).unwrap();
-    let error = rig.fails(&stream, &[0.5]);
-    assert!(error.detail.contains("fake.onnx has changed"), "{error}");
+    for allowed in [false, true] {
+        let rig = rig(BatchSize::Any, allowed, fails_first(1, DeviceLost));
+        rig.world.later.lock().input_size = (64, 64);
+        let stream = rig.batcher.attach(1).unwrap();
+        let error = rig.fails(&stream, &[0.5]);
+        assert!(error.detail.contains("fake.onnx has changed"), "{error}");
+        assert_eq!(
+            (rig.world.made().len(), rig.world.moved.load(Ordering::Relaxed)),
+            (1 + usize::from(allowed), false)
+        );
+    }
 }
 
 #[test]
