@@ -69,7 +69,10 @@ pub(super) fn choose<T>(
             Err(error) => failures.push((device, error)),
         }
     }
-    attempt(&last).map(|loaded| (loaded, reason(&failures, &last)))
+    match attempt(&last) {
+        Ok(loaded) => Ok((loaded, reason(&failures, &last))),
+        Err(error) => Err(EngineError { message: also(error.message, &failures), ..error }),
+    }
 }
 
 /// To be tried, in this order.
@@ -114,6 +117,16 @@ fn without_cuda(library: &str) -> EngineError {
          with it, to be named in the property onnxruntime-library or the environment variable ORT_DYLIB_PATH"
     );
     EngineError::new(EngineErrorKind::Library, message, "")
+}
+
+/// The last failure, with those before it.
+fn also(mut message: String, failures: &[(Device, EngineError)]) -> String {
+    use std::fmt::Write;
+    for (device, error) in failures {
+        // Text takes whatever is written to it.
+        let _ = write!(message, "; before that {device} could not be used: {error}");
+    }
+    message
 }
 
 fn reason(failures: &[(Device, EngineError)], runs: &Device) -> Option<Elsewhere> {
@@ -227,12 +240,13 @@ mod tests {
         let ok = |device: &str, told: bool| Ok((device.to_string(), told));
         let no = |message: &str| Err(message.to_string());
         let all = [CUDA, TENSORRT, Device::Cpu];
+        let both = "cpu fails; before that cuda:0 could not be used: cuda:0 fails";
         // Whether the check is well, which loads are, and what comes of it with the fallback on, not set, and off.
         let table: [Row; 12] = [
             ("auto", &all, &all, [ok("cuda:0", false), ok("cuda:0", false), ok("cuda:0", false)]),
             ("auto", &[], &all, [ok("cpu", true), ok("cpu", true), no("no cuda:0")]),
             ("auto", &all, &[Device::Cpu], [ok("cpu", true), ok("cpu", true), no("cuda:0 fails")]),
-            ("auto", &all, &[], [no("cpu fails"), no("cpu fails"), no("cuda:0 fails")]),
+            ("auto", &all, &[], [no(both), no(both), no("cuda:0 fails")]),
             ("cuda", &all, &all, [ok("cuda:0", false), ok("cuda:0", false), ok("cuda:0", false)]),
             ("cuda", &[], &all, [ok("cpu", true), no("no cuda:0"), no("no cuda:0")]),
             ("cuda", &all, &[Device::Cpu], [ok("cpu", true), no("cuda:0 fails"), no("cuda:0 fails")]),
