@@ -253,6 +253,9 @@ impl Recovering {
             }
             return Err(error);
         }
+        if self.sessions.exiting() {
+            return Err(error);
+        }
         current.end(&cause, &error);
         match self.sessions.on_cpu(&|spec| self.agrees(spec)) {
             Ok(engine) => {

@@ -459,6 +459,15 @@ fn at_the_process_s_exit_no_session_is_made() {
     let stream = rig.batcher.attach(1).unwrap();
     assert_eq!(rig.fails(&stream, &[0.5]).message, "it failed");
     assert!(rig.world.made().is_empty());
+    // Nor a further one where it begins meanwhile.
+    rig.world.exiting.store(false, Ordering::Relaxed);
+    let world = Arc::downgrade(&rig.world);
+    *rig.world.making.lock() = Box::new(move |_| {
+        world.upgrade()?.exiting.store(true, Ordering::Relaxed);
+        Some(DeviceLost)
+    });
+    assert!(rig.fails(&stream, &[0.5]).message.contains("could not be made anew"));
+    assert_eq!(rig.world.made(), [GPU]);
 }
 
 #[test]
