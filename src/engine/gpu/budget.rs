@@ -129,12 +129,18 @@ impl Short {
         let Self { room: Room { limit, context, others }, weights, arena, tensors, frames } = *self;
         let need = GpuUse { context, model: weights, arena, tensors };
         // What was measured is exact; else the arena was at its limit and wanted more.
-        let more = if arena == 0 { " and an arena for what is between its layers" } else { "" };
+        let (more, measured) = match arena {
+            0 => (" and an arena for what is between its layers", ""),
+            _ => (
+                "",
+                "; it was measured by what the GPU had left, so that other programs may have taken a part meanwhile",
+            ),
+        };
         let frames = if frames == 1 { "a single frame".into() } else { format!("its {frames} frames") };
         let message = format!(
             "the model {} does not fit into {PROPERTY}={limit} ({}) on GPU {gpu}: {} are wanted for {frames} at the least{more} \
              (context {}, weights {}, arena {}, tensors {}), and {} are held by other engines: raise {PROPERTY}, use a smaller \
-             model or one of 16 bits, or run it with device=cpu",
+             model or one of 16 bits, or run it with device=cpu{measured}",
             model.display(),
             Megabytes(limit),
             Megabytes(need.total()),

@@ -57,6 +57,7 @@ fn the_sum_is_told() {
     }
     let measured = Short { arena: 40 * MB, frames: 4, ..short }.error(Path::new("m.onnx"), 0, "");
     assert!(measured.message.contains("366.0 MB are wanted for its 4 frames"), "{measured}");
+    assert!(measured.message.contains("other programs") && !error.message.contains("other programs"));
 }
 
 /// A model that takes so much on the GPU for a number of frames, in an arena that holds no more than its limit.
