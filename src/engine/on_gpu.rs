@@ -66,7 +66,12 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
                 let used = engine.gpu_bytes().map_or(0, |bytes| GpuUse { context: 0, ..bytes }.total());
                 Ok(Outcome::Loaded(engine, Measured { used, frames, frame_tensors }))
             }
-            Err(error) if error.kind == EngineErrorKind::OutOfMemory => Ok(Outcome::OutOfMemory(error)),
+            // Where it is the host's, the load has tried fewer frames by itself.
+            Err(error)
+                if error.kind == EngineErrorKind::OutOfMemory && error.memory != Some(Memory::Host) =>
+            {
+                Ok(Outcome::OutOfMemory(error))
+            }
             Err(error) => Err(error),
         }
     };
