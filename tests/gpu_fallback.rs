@@ -300,7 +300,7 @@ fn a_gpu_that_is_lost_leaves_its_frames_to_the_cpu() {
         moved_to_cpu(
             &streams.posted(),
             2,
-            &["cuda:0 failed while it ran", "So cpu runs", "restart the pipeline"],
+            &["cuda:0 failed while it ran", "So cpu runs", "restart the process"],
         );
         for stream in 0..2 {
             assert_eq!(streams.active(stream), "cpu");
