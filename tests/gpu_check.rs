@@ -230,14 +230,43 @@ fn a_driver_older_than_the_provider_is_told() {
     }
 }
 
+/// CUDA's provider again, with kernels as machine code for these kinds of GPUs.
+fn provider_with_kernels(folder: &Folder, kinds: &[u32]) {
+    let entries = kinds.iter().map(|kind| format!("{{2, 0x101, 40, 8, {{0}}, {kind}, {{0}}, 0}},"));
+    let source = format!(
+        "struct entry {{ unsigned short kind, version; unsigned head; unsigned long long length; char more[12]; unsigned made_for;
+                         char rest[8]; unsigned long long kernel; }};
+         __attribute__((section(\".nv_fatbin\"), aligned(8), used)) const struct {{
+             unsigned magic; unsigned short version, head; unsigned long long length; struct entry entries[{count}];
+         }} container = {{0xba55ed50, 1, 16, sizeof(struct entry) * {count}, {{{entries}}}}};",
+        count = kinds.len(),
+        entries = entries.collect::<String>(),
+    );
+    let file = folder.path().join("kernels.c");
+    fs::write(&file, source).unwrap();
+    let needed = [&OF_CUDA[..], &["libcuda.so.1"]].concat();
+    folder.library_with(CUDA, &needed, &[file.to_str().unwrap()]);
+}
+
 #[test]
-fn a_gpu_older_than_the_provider_is_told() {
-    if !beside("a_gpu_older_than_the_provider_is_told", complete) {
+fn a_gpu_that_the_provider_has_no_kernels_for_is_told() {
+    if !beside("a_gpu_that_the_provider_has_no_kernels_for_is_told", |folder| {
+        complete(folder);
+        provider_with_kernels(folder, &[75, 80, 90, 120]);
+    }) {
         return;
     }
-    control("count=2\nmajor=7\nminor@0=0\nminor@1=5");
-    let parts = ["Stand-in 0", "compute capability 7.0", "7.5 or more", "CUDA 12"];
-    refused(&Device::Cuda(0), EngineErrorKind::Library, &parts);
+    for (major, minor) in [(7, 0), (10, 0)] {
+        control(&format!("count=2\nmajor={major}\nminor@0={minor}\nmajor@1=8\nminor@1=9"));
+        let capability = format!("compute capability {major}.{minor}");
+        let parts = ["Stand-in 0", &capability, "has kernels for 7.5, 8.0, 9.0 and 12.0:", "--cuda=12"];
+        refused(&Device::Cuda(0), EngineErrorKind::Library, &parts);
+        assert!(!is_loaded("libcublas"));
+    }
+    control("major=5\nminor=2");
+    let message = refused(&Device::Cuda(0), EngineErrorKind::Library, &["compute capability 5.2"]);
+    assert!(!message.contains("--cuda=12"), "{message}");
+    control("count=2\nmajor=7\nminor=0\nmajor@1=8\nminor@1=9");
     tried(&Device::Cuda(1)).unwrap();
 }
 

@@ -4,6 +4,7 @@
 pub mod budget;
 pub mod check;
 pub mod driver;
+mod kernels;
 mod libraries;
 pub mod provider;
 
