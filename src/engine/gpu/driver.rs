@@ -59,7 +59,7 @@ const LOST: [i32; 18] = [
     718, // invalid program counter
     719, // a kernel that failed
     721, // a kernel that kept tensor memory
-    809, // the server that shares the GPU (MPS) has ended this process's part
+    810, // the server that shares the GPU (MPS) has ended this process's part
     911, // an error of a device outside of CUDA
     999, // unknown, as after a GPU that fell off the bus
 ];

@@ -93,8 +93,10 @@ const OUT_OF_MEMORY: [&str; 9] = [
     "out of memory",
     "CUDA_ERROR_OUT_OF_MEMORY",
     "cudaErrorMemoryAllocation",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    // CUDNN_STATUS_, CUBLAS_STATUS_, CUFFT_
+    "ALLOC_FAILED",
+    // CUDNN_STATUS_INTERNAL_ERROR_HOST_, _DEVICE_
+    "ALLOCATION_FAILED",
 ];
 
 /// Of kernels that failed while they ran, which leaves the context of no use, whatever library had started them.
@@ -158,6 +160,12 @@ mod tests {
                 "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=host ; expr=cublasCreate(&cublas_handle_);",
                 OutOfMemory,
             ),
+            (
+                "CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0 ; hostname=host ; expr=plan.execute(); \
+                 CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+                OutOfMemory,
+            ),
+            ("CUFFT failure 2: CUFFT_ALLOC_FAILED ; GPU=0 ; hostname=host", OutOfMemory),
             ("std::bad_alloc", OutOfMemory),
             (
                 "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=host ; \
