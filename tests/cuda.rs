@@ -164,12 +164,13 @@ fn providers_are_set_up_as_promised() {
     assert_eq!(logged("append "), ["cuda"]);
     for (search, name) in [(ConvSearch::Exhaustive, "EXHAUSTIVE"), (ConvSearch::Default, "DEFAULT")] {
         forget();
-        let gpu = Options { conv_search: search, max_workspace: true, graph: true };
+        let gpu = Options { conv_search: search, max_workspace: true, tf32: false, graph: true };
         load(&SessionOptions { gpu, gpu_limit: Some(700 << 20), ..tiny_options() }, 1).unwrap();
         let found = logged("cuda ");
         for option in [
             &format!("cudnn_conv_algo_search={name}"),
             "cudnn_conv_use_max_workspace=1",
+            "use_tf32=0",
             "enable_cuda_graph=1",
             "gpu_mem_limit=734003200",
         ] {
@@ -541,6 +542,18 @@ fn an_onnxruntime_that_keeps_one_graph_in_all_records_none() {
     for words in ["cuda-graph=true", "1.18", "1.17.0"] {
         assert!(error.message.contains(words), "`{words}` is not in: {error}");
     }
+}
+
+#[test]
+fn an_onnxruntime_that_does_not_know_tf32_is_told() {
+    if !on_gpu("an_onnxruntime_that_does_not_know_tf32_is_told") {
+        return;
+    }
+    control("minor=17");
+    let gpu = Options { tf32: false, ..Options::default() };
+    let error = load(&SessionOptions { gpu, ..tiny_options() }, 1).err().unwrap();
+    assert_eq!(error.kind, EngineErrorKind::Settings, "{error}");
+    assert!(error.message.contains("cuda-tf32=false needs") && error.detail.contains("use_tf32"), "{error}");
 }
 
 /// Some releases of ONNX Runtime end the process when they are to free what they recorded on it.

@@ -11,6 +11,7 @@ pub struct DeviceSettings {
     fallback: DeviceFallback,
     conv_search: ConvSearch,
     max_workspace: bool,
+    tf32: bool,
     graph: bool,
 }
 
@@ -21,6 +22,7 @@ impl Default for DeviceSettings {
             fallback: DeviceFallback::Auto,
             conv_search: ConvSearch::Heuristic,
             max_workspace: false,
+            tf32: true,
             graph: false,
         }
     }
@@ -85,6 +87,12 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .default_value(default.max_workspace)
             .mutable_ready()
             .build(),
+        glib::ParamSpecBoolean::builder("cuda-tf32")
+            .nick("CUDA TF32")
+            .blurb("On a GPU: multiply numbers of 32 bits with 10 bits of their fractions, which is faster where the GPU can (from Ampere on)")
+            .default_value(default.tf32)
+            .mutable_ready()
+            .build(),
         glib::ParamSpecBoolean::builder("cuda-graph")
             .nick("CUDA graph")
             .blurb("On a GPU: record the run of each batch size once and replay it")
@@ -112,6 +120,7 @@ impl DeviceSettings {
             "device-fallback" => self.fallback = read(value),
             "cudnn-conv-search" => self.conv_search = read(value),
             "cudnn-max-workspace" => self.max_workspace = read(value),
+            "cuda-tf32" => self.tf32 = read(value),
             "cuda-graph" => self.graph = read(value),
             _ => return false,
         }
@@ -124,6 +133,7 @@ impl DeviceSettings {
             "device-fallback" => self.fallback.to_value(),
             "cudnn-conv-search" => self.conv_search.to_value(),
             "cudnn-max-workspace" => self.max_workspace.to_value(),
+            "cuda-tf32" => self.tf32.to_value(),
             "cuda-graph" => self.graph.to_value(),
             _ => return None,
         })
@@ -146,6 +156,7 @@ impl DeviceSettings {
                 ConvSearch::Default => gpu::ConvSearch::Default,
             },
             max_workspace: self.max_workspace,
+            tf32: self.tf32,
             graph: self.graph,
         }
     }

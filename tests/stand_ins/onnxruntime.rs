@@ -11,7 +11,7 @@
 //! provider  1: the provider's library cannot be loaded
 //! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
-//! minor     the library calls itself 1.this.0, where this is said when it is loaded
+//! minor     the library calls itself 1.this.0, where this is said when it is loaded; below 18 it does not know use_tf32
 //! copies    1: what is bound as an input is copied then, as where the processor reads it first
 //! ```
 //! Sessions that were given no provider are the real ones, and fail by none of this.
@@ -187,12 +187,21 @@ unsafe extern "system" fn release_available_providers(
     OK
 }
 
-fn note_options(provider: &str, keys: *const *const c_char, values: *const *const c_char, count: usize) {
+fn note_options(
+    provider: &str,
+    keys: *const *const c_char,
+    values: *const *const c_char,
+    count: usize,
+) -> OrtStatusPtr {
     for at in 0..count {
         // SAFETY: lists of this length, of C strings.
         let [key, value] = [keys, values].map(|list| unsafe { CStr::from_ptr(*list.add(at)) });
         note(&format!("{provider} {}={}", key.to_str().unwrap(), value.to_str().unwrap()));
+        if key == c"use_tf32" && control("minor").is_some_and(|minor| minor < 18) {
+            return fail("provider_options_utils.h:146 Parse Unknown provider option: \"use_tf32\".");
+        }
     }
+    OK
 }
 
 /// Addresses of options that were given a provider, and of sessions made with such.
@@ -232,8 +241,7 @@ macro_rules! provider {
             values: *const *const c_char,
             count: usize,
         ) -> OrtStatusPtr {
-            note_options($name, keys, values, count);
-            OK
+            note_options($name, keys, values, count)
         }
 
         unsafe extern "system" fn $release(_options: *mut $options) {}

@@ -21,11 +21,19 @@ pub enum ConvSearch {
 }
 
 /// How sessions on a GPU are set up; equal options share engines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
     pub conv_search: ConvSearch,
     /// Convolutions may take as much memory as makes them fastest.
     pub max_workspace: bool,
+    /// Numbers of 32 bits may be multiplied with 10 bits of their fractions, which GPUs have fast units for (TF32, from Ampere on).
+    pub tf32: bool,
     /// Each run is recorded once and replayed, which spares the launches of its kernels.
     pub graph: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { conv_search: ConvSearch::default(), max_workspace: false, tf32: true, graph: false }
+    }
 }

@@ -126,6 +126,10 @@ fn cuda(options: &SessionOptions) -> ExecutionProviderDispatch {
         .with_arbitrary_config("cudnn_conv_algo_search", search)
         .with_arbitrary_config("cudnn_conv_use_max_workspace", flag(options.gpu.max_workspace))
         .with_arbitrary_config("enable_cuda_graph", flag(options.gpu.graph));
+    if !options.gpu.tf32 {
+        // It is on where nothing is said, and older releases refuse an option that they do not know.
+        provider = provider.with_arbitrary_config(TF32, flag(false));
+    }
     if let Some(limit) = limit(options) {
         provider = provider.with_memory_limit(limit);
     }
@@ -155,6 +159,9 @@ fn tensorrt(options: &SessionOptions, profile: Option<Profile>) -> ExecutionProv
     }
     provider.build()
 }
+
+/// The option of CUDA's provider, from ONNX Runtime 1.18 on.
+const TF32: &str = "use_tf32";
 
 /// As the providers' documentation writes it; `ort` has other words.
 fn flag(on: bool) -> &'static str {
@@ -224,6 +231,12 @@ fn refused(options: &SessionOptions, error: Failure, otherwise: EngineErrorKind)
         (EngineErrorKind::DeviceLost, _) => EngineError::new(
             EngineErrorKind::DeviceLost,
             format!("device={device} does not work any more"),
+            error,
+        ),
+        // "Unknown provider option: \"use_tf32\"."
+        (_, EngineErrorKind::Library) if !options.gpu.tf32 && text.contains(TF32) => EngineError::new(
+            EngineErrorKind::Settings,
+            "cuda-tf32=false needs an ONNX Runtime that knows the option, 1.18 or newer: use another, or cuda-tf32=true",
             error,
         ),
         (_, EngineErrorKind::Library) => EngineError::new(

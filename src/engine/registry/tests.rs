@@ -312,6 +312,8 @@ fn threads_tell_engines_apart_on_a_processor_and_options_on_a_gpu() {
     assert_ne!(key(&few), key(&Wanted { device: Device::Cuda(0), ..few.clone() }));
     let graph = gpu::Options { graph: true, ..Default::default() };
     assert_ne!(key(&few), key(&Wanted { gpu: graph, ..few.clone() }));
+    let exact = gpu::Options { tf32: false, ..Default::default() };
+    assert_ne!(key(&few), key(&Wanted { gpu: exact, ..few.clone() }));
     let [few, many] = [2, 8].map(|threads| wanted("cpu", None, threads));
     assert_ne!(key(&few), key(&many));
     assert_eq!(key(&few), key(&Wanted { gpu: graph, ..few.clone() }));
