@@ -126,7 +126,7 @@ library_beside() { # NAME
 
 # Sets CUDA_MAJOR, from what was asked for (nothing, 13, 12, system) and from what the machine has.
 choose_cuda() { # ASKED
-    local version
+    local version cards
     case $1 in
     12 | 13)
         CUDA_MAJOR=$1
@@ -149,6 +149,26 @@ choose_cuda() { # ASKED
     12) CUDA_MAJOR=12 ;;
     *) CUDA_MAJOR=13 ;; # drivers run what was made for earlier versions
     esac
+    # What --print-env prints is for the shell.
+    if [ "$CUDA_MAJOR" = 13 ] && cards=$(cards_for_12_alone); then
+        say "the driver is for CUDA $version, but a GPU of compute capability $cards is here, for which only what is fetched for CUDA 12 has kernels: taking that" >&2
+        CUDA_MAJOR=12
+    fi
+}
+
+# Prints the compute capabilities of GPUs here on which what is pinned for CUDA 12 runs and what is pinned for 13 does not; fails where
+# there are none, or nobody tells. The latter has machine code for 7.5, 8.0, 8.6, 8.9, 9.0 and 12.0, the former for 6.0 to 9.0 and code
+# that the driver compiles for all later ones.
+cards_for_12_alone() {
+    local capability found=()
+    while read -r capability; do
+        case $capability in
+        7.5 | 8.[0-9] | 9.[0-9] | 12.[0-9]) ;;
+        [67].[0-9] | [1-9][0-9].[0-9]) [[ " ${found[*]} " == *" $capability "* ]] || found+=("$capability") ;;
+        esac
+    done < <(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true)
+    [ ${#found[@]} -gt 0 ] || return 1
+    printf '%s' "${found[*]}"
 }
 
 # Prints the only set that is there, for a machine without a driver; nothing where there is a choice or none.

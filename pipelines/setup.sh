@@ -24,7 +24,7 @@ target/assets what a pipeline needs; a file that is there and intact is not fetc
                                                        belongs to it (PyPI onnxruntime-openvino; MIT,
                                                        Apache-2.0; 84 MB, 158 MB unpacked; x86-64 only)
   --cuda       fetch what device=cuda needs beside NVIDIA's driver, for the CUDA version of the driver
-               that is here; --cuda=13 and --cuda=12 for another machine's (an image that is built
+               that is here (12 also where a GPU is one that only has kernels there); --cuda=13 and --cuda=12 for another machine's (an image that is built
                without a GPU). x86-64 only; the sizes are told before anything is fetched:
                    cuda/    for CUDA 13: onnxruntime-gpu 1.31.1 (MIT), CUDA 13.5 and cuDNN 9.28
                             (NVIDIA's licences); 1.6 GB, 2.5 GB unpacked

@@ -30,6 +30,16 @@ driver_of() { # CUDA_VERSION, as nvidia-smi's heading has it
     stand_in nvidia-smi "| NVIDIA-SMI 580.65.06   Driver Version: 580.65.06   CUDA Version: $1     |"
 }
 
+# A nvidia-smi that also tells what its GPUs can do, as far as it is asked for that.
+cards_of() { # CUDA_VERSION CAPABILITY...
+    driver_of "$1"
+    shift
+    mv "$BIN/nvidia-smi" "$BIN/heading"
+    printf '#!/bin/sh\ncase "$*" in\n*compute_cap*) printf "%%s\\n"%s ;;\n*) exec "%s" ;;\nesac\n' "$(printf ' "%s"' "$@")" "$BIN/heading" \
+        >"$BIN/nvidia-smi"
+    chmod 755 "$BIN/nvidia-smi"
+}
+
 # Runs the copy with these arguments and compares the exit status, then every piece with all that is printed; `!PIECE` must
 # not be there.
 expect() { # NAME STATUS PIECE... -- ARGUMENT...
@@ -76,6 +86,23 @@ driver_of 12.4
 expect "takes CUDA 12 for its driver" 0 /cuda12/ -- --print-env --cuda
 driver_of 14.2
 expect "takes CUDA 13 for a later driver" 0 /cuda/ -- --print-env --cuda
+for cards in 7.5 8.0 8.6 8.7 8.9 9.0 12.0 12.1; do
+    cards_of 13.0 $cards
+    expect "takes CUDA 13 for a GPU of $cards" 0 /cuda/ "!compute capability" -- --print-env --cuda
+done
+for cards in 6.0 6.1 7.0 7.2 10.0 10.3 11.0 13.0; do
+    cards_of 13.0 $cards
+    expect "takes CUDA 12 for a GPU of $cards, and says so" 0 /cuda12/ "a GPU of compute capability $cards is here" -- --print-env --cuda
+done
+cards_of 13.0 8.6 7.0 12.0 7.0
+expect "takes CUDA 12 where one of several GPUs wants it" 0 /cuda12/ "of compute capability 7.0 is" -- --print-env --cuda
+expect "takes CUDA 13 where it is asked for" 0 /cuda/ "!compute capability" -- --print-env --cuda=13
+cards_of 12.4 10.0
+expect "takes CUDA 12 for its driver whatever the GPU" 0 /cuda12/ "!compute capability" -- --print-env --cuda
+for cards in "[N/A]" 5.2 "Field compute_cap is not a valid field to query."; do
+    cards_of 13.0 "$cards"
+    expect "goes by the driver where GPUs tell nothing that it knows ($cards)" 0 /cuda/ "!compute capability" -- --print-env --cuda
+done
 stand_in nvidia-smi "DRIVER version        : 590.48" "CUDA UMD Version      : 13.1"
 expect "reads nvidia-smi in other words" 0 /cuda/ -- --print-env --cuda
 driver_of 11.8
