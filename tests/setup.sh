@@ -8,10 +8,12 @@
 #                                 that clip in 1920x1080
 #   assets/models/variants/*.onnx YOLO12n in other layouts (table in tests/data/make_variants.py)
 #   assets/models/tiny/*.onnx     models of a few KB for edge cases (table in tests/data/make_tiny.py)
+#   assets/gpu/*.i420             frames of those pictures as they are in memory, for tests/gpu.sh
 #
-# Usage: tests/setup.sh [--no-apt] [--check]
+# Usage: tests/setup.sh [--no-apt] [--check] [--gpu]
 #   --no-apt  install no packages, only say which are missing
 #   --check   also run every generated model with ONNX Runtime and compare (about a minute)
+#   --gpu     only what tests/gpu.sh needs, for which GStreamer needs no decoder and no encoder
 #
 # What is there and intact stays; the second run needs no network.
 set -euo pipefail
@@ -21,9 +23,10 @@ set -euo pipefail
 DATA=$ROOT/tests/data
 VENV=$ROOT/target/venv
 MODEL=$ASSETS/models/yolo12n.onnx
+VENV_PACKAGES=(python3-venv)
 # mmdebstrap makes the userland of tests/trixie.sh; the others are for programs in Python: the embedding example and
 # the RTSP server of the tests.
-TEST_PACKAGES=(python3-venv mmdebstrap debian-archive-keyring
+TEST_PACKAGES=(mmdebstrap debian-archive-keyring
     python3-gi gir1.2-gst-plugins-base-1.0 gir1.2-gst-rtsp-server-1.0)
 # Opens the dashboard. By itself: not every system that has the others has it as a package.
 BROWSER_PACKAGES=(chromium)
@@ -101,6 +104,11 @@ LINES
     generate "$ASSETS/pictures" "$originals"/* -- "$DATA/make_pictures.py" {} "$originals"/*
 }
 
+make_frames() {
+    generate "$ASSETS/gpu" "$DATA/make_frames.py" "$DATA/requirements.txt" "$ASSETS"/pictures/*.png -- \
+        "$DATA/make_frames.py" {} "$ASSETS"/pictures/*.png
+}
+
 # A larger picture than any fetched clip has; what is in it does not matter where memory is measured.
 make_clip() {
     local clip=$ASSETS/clips/bigbuckbunny-1080p.mp4
@@ -113,34 +121,52 @@ make_clip() {
     mv "$SCRATCH/clip.mp4" "$clip"
 }
 
+make_tiny() {
+    local check=()
+    [ "$CHECK" = 0 ] || check=(--check)
+    generate "$ASSETS/models/tiny" "$DATA/make_tiny.py" "$DATA/requirements.txt" -- \
+        "$DATA/make_tiny.py" {} "${check[@]}"
+}
+
+make_variants() {
+    local check=()
+    [ "$CHECK" = 0 ] || check=(--check "$ASSETS"/pictures/{bus,zidane,chelsea,motorcycle_left}.png)
+    generate "$ASSETS/models/variants" "$DATA/make_variants.py" "$DATA/requirements.txt" "$MODEL" -- \
+        "$DATA/make_variants.py" "$MODEL" {} "${check[@]}"
+}
+
 main() {
-    local argument setup_arguments=()
+    local argument setup_arguments=() gpu_only=0
     CHECK=0
     for argument; do
         case $argument in
         --no-apt) NO_APT=1 && setup_arguments=(--no-apt) ;;
         --check) CHECK=1 ;;
-        *) die "usage: tests/setup.sh [--no-apt] [--check]" ;;
+        --gpu) gpu_only=1 ;;
+        *) die "usage: tests/setup.sh [--no-apt] [--check] [--gpu]" ;;
         esac
     done
     # There is no such wheel for other processors; tests/openvino.rs says so.
-    [ "$(uname -m)" != x86_64 ] || setup_arguments+=(--openvino)
+    [ $gpu_only = 1 ] || [ "$(uname -m)" != x86_64 ] || setup_arguments+=(--openvino)
     "$ROOT/pipelines/setup.sh" "${setup_arguments[@]}"
     make_scratch
     # What is missing shows in what follows: no venv is an error, no mmdebstrap, RTSP server or browser a test skipped.
-    apt_install "${TEST_PACKAGES[@]}" || true
-    apt_install "${BROWSER_PACKAGES[@]}" || true
+    apt_install "${VENV_PACKAGES[@]}" || true
+    if [ $gpu_only = 0 ]; then
+        apt_install "${TEST_PACKAGES[@]}" || true
+        apt_install "${BROWSER_PACKAGES[@]}" || true
+    fi
     make_venv
     make_pictures
+    make_frames
+    make_variants
+    if [ $gpu_only = 1 ]; then
+        say "ready to measure: target/assets has gpu and models/variants"
+        return
+    fi
     make_clip
-    local check=()
-    [ "$CHECK" = 0 ] || check=(--check)
-    generate "$ASSETS/models/tiny" "$DATA/make_tiny.py" "$DATA/requirements.txt" -- \
-        "$DATA/make_tiny.py" {} "${check[@]}"
-    [ "$CHECK" = 0 ] || check+=("$ASSETS"/pictures/{bus,zidane,chelsea,motorcycle_left}.png)
-    generate "$ASSETS/models/variants" "$DATA/make_variants.py" "$DATA/requirements.txt" "$MODEL" -- \
-        "$DATA/make_variants.py" "$MODEL" {} "${check[@]}"
-    say "ready to test: target/assets has pictures, one more clip, models/tiny and models/variants"
+    make_tiny
+    say "ready to test: target/assets has pictures, one more clip, gpu, models/tiny and models/variants"
 }
 
 main "$@"

@@ -20,6 +20,8 @@ batch4.onnx         [4,3,640,640]                     [4,84,8400]             -
 dynamic.onnx        ['batch',3,'height','width']      ['batch',84,'anchors']  any multiples of 32; metadata as
                                                                               an Ultralytics export with dynamic=True
 f16.onnx            [1,3,640,640] f16                 [1,84,8400] f16         weights and arithmetic f16 too
+f16_dynamic_batch.onnx
+                    ['batch',3,640,640] f16           ['batch',84,8400] f16   both of these
 
 names, stride and task stay in the metadata of all of them.
 """
@@ -258,17 +260,27 @@ def anchor_level(out, feature, stride):
     return points, strides
 
 
-def f16(model):
+def halve(out):
     from onnxconverter_common.float16 import convert_float_to_float16
 
-    out = Rewriter(model)
     out.model = convert_float_to_float16(out.model, keep_io_types=False)
     out.graph = out.model.graph
     del out.graph.value_info[:]
+
+
+def f16(model):
+    out = Rewriter(model)
+    halve(out)
     return out.finish(args="{'batch': 1, 'half': True, 'dynamic': False, 'simplify': True, 'opset': None}")
 
 
-VARIANTS = [v5, end2end, dynamic_batch, batch4, dynamic, f16]
+def f16_dynamic_batch(model):
+    out = Rewriter(dynamic_batch(model))
+    halve(out)
+    return out.finish()
+
+
+VARIANTS = [v5, end2end, dynamic_batch, batch4, dynamic, f16, f16_dynamic_batch]
 
 
 # --- --check: every variant against the original, by ONNX Runtime ---------------------------------
@@ -327,6 +339,8 @@ def check(original, folder, pictures):
 
     for name in ("dynamic_batch", "batch4", "dynamic"):
         compare(name, rows(run(variant(name), batch)), rows(batch_outputs), 0.05, 1e-3)
+    halves = np.concatenate([run(variant("f16"), batch[i : i + 1].astype(np.float16)) for i in range(4)])
+    compare("f16_dynamic_batch", rows(run(variant("f16_dynamic_batch"), batch.astype(np.float16))), rows(halves), 0.5, 1e-3)
     for picture, tensor, output in zip(pictures, inputs, outputs):
         expected = detections(output[0])
         assert len(expected), f"nothing found on {picture}"
