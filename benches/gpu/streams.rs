@@ -1,5 +1,6 @@
 //! Streams of frames from memory through `yolodetect` elements of one pipeline.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::PATIENCE;
 use crate::common::{Detect, Out, Pipeline, Posted, watch};
 
 /// Ends the process: what is measured by it is not.
-pub fn stop(reason: &str) -> ! {
+pub fn stop(reason: impl Display) -> ! {
     eprintln!("{reason}");
     std::process::exit(1)
 }
@@ -29,10 +30,10 @@ impl Film {
         let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::I420, width, height)
             .fps(gst::Fraction::new(25, 1))
             .build()
-            .unwrap_or_else(|error| stop(&error.to_string()));
-        let bytes = std::fs::read(file).unwrap_or_else(|error| stop(&format!("{}: {error}", file.display())));
+            .unwrap_or_else(|error| stop(error));
+        let bytes = std::fs::read(file).unwrap_or_else(|error| stop(format!("{}: {error}", file.display())));
         if bytes.is_empty() || !bytes.len().is_multiple_of(info.size()) {
-            stop(&format!("{} is not made of {width}x{height} pictures in I420", file.display()));
+            stop(format!("{} is not made of {width}x{height} pictures in I420", file.display()));
         }
         let frames = bytes
             .chunks(info.size())
