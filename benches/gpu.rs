@@ -12,6 +12,8 @@
 mod bare;
 #[path = "gpu/boxes.rs"]
 mod boxes;
+#[path = "gpu/budgets.rs"]
+mod budgets;
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[path = "gpu/memory.rs"]
@@ -28,6 +30,7 @@ use std::time::Duration;
 use bare::BareLoop;
 use boxes::Difference;
 use gst::prelude::*;
+use gstyolodetect::engine::device::Device;
 use gstyolodetect::engine::runtime;
 use memory::Watcher;
 use streams::{Film, Streams, stop};
@@ -51,6 +54,11 @@ impl Arguments {
     /// As `yolodetect` takes it.
     fn device(&self) -> String {
         self.need("device")
+    }
+
+    /// Its number, as CUDA counts.
+    fn gpu(&self) -> Option<u32> {
+        Device::parse(&self.device()).unwrap_or_else(|error| stop(error)).gpu()
     }
 
     fn model(&self) -> String {
@@ -128,15 +136,17 @@ fn parity(arguments: &Arguments) {
 /// Eight streams for long: one engine, every frame, and memory that stays.
 fn steady(arguments: &Arguments) {
     let (film, frames) = (arguments.film(), arguments.need::<usize>("frames-in-all"));
-    let watcher = Watcher::new(&arguments.device());
+    let watcher = Watcher::new(arguments.gpu());
     let streams = Streams::start(STREAMS, &arguments.properties(8)).unwrap_or_else(|error| stop(error));
     let each = frames.div_ceil(STREAMS);
     // Pools, heap and arena have reached their size.
     let warm = (each / 10).max(2);
     streams.feed(&film, warm).unwrap_or_else(|error| stop(error));
-    let before = watcher.look(&streams);
+    let resident = memory::resident(&streams);
+    let (before, begun) = (watcher.now(), watcher.most());
     streams.feed(&film, each - warm).unwrap_or_else(|error| stop(error));
-    let after = watcher.look(&streams);
+    let most = watcher.most();
+    let resident = (memory::resident(&streams) - resident) / MB;
     let engine = streams.engine();
     let sharing: u32 = engine.get("streams").unwrap();
     judge("streams of one engine", &sharing.to_string(), "8", sharing as usize == STREAMS);
@@ -148,19 +158,20 @@ fn steady(arguments: &Arguments) {
         inferred == out && streams.passed() == out,
     );
     let (own, grown) = ("VRAM of this process, max-batch 8", format!("VRAM grows over {out} frames"));
-    match (before.card, after.card) {
-        (Some(first), Some(last)) => {
-            let figure = format!("{:.0} MB ({})", last / MB, after.source);
-            judge(own, &figure, "< 800 MB", last < 800.0 * MB);
+    match (begun, before, most) {
+        (Some(begun), Some(before), Some(most)) => {
+            let all = begun.or(&most);
+            let figure = format!("{:.0} MB at most ({})", all.bytes() / MB, all.source());
+            judge(own, &figure, "< 800 MB", all.bytes() < 800.0 * MB);
             // NVML counts in steps of 2 MB.
-            judge(&grown, &format!("{:.1} MB", (last - first) / MB), "≤ 4 MB", last - first <= 4.0 * MB);
+            let more = most.over(&before);
+            judge(&grown, &format!("{:.1} MB ({})", more / MB, most.source()), "≤ 4 MB", more <= 4.0 * MB);
         }
         _ => {
             row(own, "no figures of a GPU", "< 800 MB", "not measured");
             row(&grown, "no figures of a GPU", "≤ 4 MB", "not measured");
         }
     }
-    let resident = (after.resident - before.resident) / MB;
     let what = format!("resident set grows over {out} frames");
     judge_speed(arguments, &what, &format!("{resident:.1} MB"), "≤ 16 MB", resident <= 16.0);
 }
@@ -224,64 +235,6 @@ fn throughput(arguments: &Arguments) {
     }
 }
 
-/// Bytes that an engine for such a batch takes, as the budget counts them.
-fn need(arguments: &Arguments) {
-    let (film, batch) = (arguments.film(), arguments.need("batch"));
-    let watcher = Watcher::new(&arguments.device());
-    let streams = Streams::start(STREAMS, &arguments.properties(batch)).unwrap_or_else(|error| stop(error));
-    streams.feed(&film, 2 * batch.div_ceil(STREAMS)).unwrap_or_else(|error| stop(error));
-    let look = watcher.look(&streams);
-    let own =
-        streams.engine().get::<u64>("gpu-bytes").ok().filter(|bytes| *bytes > 0).map(|bytes| bytes as f64);
-    let bytes = if arguments.rehearsal() { Some(look.resident) } else { own.or(look.card) };
-    if let Some(bytes) = bytes {
-        println!("need\t{batch}\t{bytes:.0}");
-    }
-}
-
-/// A budget in which 8 frames have no room together, but fewer have.
-fn budget(arguments: &Arguments) {
-    let (film, limit) = (arguments.film(), arguments.need::<u64>("budget"));
-    let what = format!("a budget of {:.0} MB, too small for batch 8", limit as f64 / MB);
-    let goal = "a smaller batch and a message, no error";
-    let mut streams =
-        Streams::made(STREAMS, &format!("{} {}", arguments.properties(8), budget_property(arguments, limit)));
-    let each = arguments.get("each").unwrap_or(8);
-    match streams.play().and_then(|()| streams.feed(&film, each)) {
-        Ok(()) => {
-            let now = streams.engine().get::<u32>("batch-limit").unwrap();
-            let (messages, inferred) = (streams.reduced(), streams.inferred());
-            let all = each * STREAMS;
-            let figure =
-                format!("batches of {now}, {messages} messages, {inferred} of {all} frames inferred");
-            // Near a budget the element may leave frames out, see the README's levels; none may be lost.
-            judge(&what, &figure, goal, now < 8 && messages > 0 && inferred > 0 && streams.passed() == all);
-        }
-        Err(error) => judge(&what, &error, goal, false),
-    }
-}
-
-/// A budget in which not even one frame has room.
-fn too_small(arguments: &Arguments) {
-    let limit = arguments.need::<u64>("budget");
-    let what = format!("a budget of {:.0} MB, too small for one frame", limit as f64 / MB);
-    let property = budget_property(arguments, limit);
-    let goal = "an error that names the budget and has the sum";
-    match Streams::start(1, &format!("{} {property}", arguments.properties(8))) {
-        Ok(_) => judge(&what, "it plays", goal, false),
-        Err(error) => {
-            let numbers = error.matches(" MB").count() + error.matches(" GB").count();
-            let name = property.split('=').next().unwrap_or_default();
-            judge(&what, &error, goal, error.contains(name) && numbers >= 2);
-        }
-    }
-}
-
-fn budget_property(arguments: &Arguments, limit: u64) -> String {
-    let name = if arguments.rehearsal() { "memory-budget" } else { "gpu-memory-budget" };
-    format!("{name}={limit}")
-}
-
 /// A GPU that no machine has.
 fn errors(arguments: &Arguments) {
     // CUDA counts from 0; 63 is the last that the property takes.
@@ -290,7 +243,7 @@ fn errors(arguments: &Arguments) {
         let (what, goal) = (format!("device={device}"), "an element error that says why");
         match Streams::start(1, &properties) {
             Ok(_) => judge(&what, "it plays", goal, false),
-            Err(error) => judge(&what, &error, goal, !error.to_lowercase().contains("panic")),
+            Err(error) => judge(&what, &error.message, goal, !error.message.to_lowercase().contains("panic")),
         }
     }
 }
@@ -316,9 +269,9 @@ fn main() {
         "parity" => parity(&arguments),
         "steady" => steady(&arguments),
         "throughput" => throughput(&arguments),
-        "need" => need(&arguments),
-        "budget" => budget(&arguments),
-        "too-small" => too_small(&arguments),
+        "need" => budgets::need(&arguments),
+        "budget" => budgets::budget(&arguments),
+        "too-small" => budgets::too_small(&arguments),
         "errors" => errors(&arguments),
         part => stop(format!("there is no part {part}")),
     }

@@ -31,8 +31,8 @@ F16=$ASSETS/models/variants/f16.onnx
 SIZE=640x272
 FRAMES=$ASSETS/gpu/street-$SIZE.i420
 
-DEVICE=cuda:0 LONG=20000 SECONDS_EACH=2 PAIRS=3 BATCHES=(1 2 4 8 16 32) EACH=32 REHEARSAL=0
-ROWS=() RATES=() NEED=() FEWER=() STATUS=0
+DEVICE=cuda:0 LONG=20000 SECONDS_EACH=2 PAIRS=3 BATCHES=(1 2 4 8 16 32) EACH=16 REHEARSAL=0
+ROWS=() RATES=() NEED=() WITHOUT_ARENA=() FEWER=() STATUS=0
 
 usage() { sed -n '/^# /,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 
@@ -126,6 +126,7 @@ part() { # PART KEY=VALUE...
         row) add_row "${fields[@]:1}" ;;
         rate) RATES[fields[1]]=${fields[2]} ;;
         need) NEED[fields[1]]=${fields[2]} ;;
+        without-arena) WITHOUT_ARENA[fields[1]]=${fields[2]} ;;
         end) ended=1 ;;
         esac
     done <"$log"
@@ -149,19 +150,27 @@ plugin_row() {
     fi
 }
 
-# A budget between what batches of 1 and of 8 take, and one far below both.
+# A budget between what batches of 1 and of 8 take; one far below both; one for all of a single frame but what is between its layers.
 budget_rows() {
-    local budget
-    NEED=()
+    local tried="a budget too small for one frame at the load" goal="an error that names the budget and has the sum, after a load"
+    NEED=() WITHOUT_ARENA=()
     part need batch=1
     part need batch=8
     if [ -z "${NEED[1]:-}" ] || [ -z "${NEED[8]:-}" ]; then
         add_row "budgets" "it is not known what the engine takes" "a smaller batch, then an error" "not measured"
         return
     fi
-    budget=$(((NEED[1] + NEED[8]) / 2))
-    part budget "budget=$budget" "each=$EACH"
-    part too-small "budget=$((NEED[1] / 20))"
+    if [ "${NEED[8]}" -gt "${NEED[1]}" ]; then
+        part budget "budget=$(((NEED[1] + NEED[8]) / 2))" "each=$EACH"
+    else
+        add_row "a budget too small for batch 8" "batch 8 takes ${NEED[8]} bytes and batch 1 ${NEED[1]}" "a smaller batch" "not measured"
+    fi
+    part too-small "budget=$((NEED[1] / 20))" tried=0
+    if [ -n "${WITHOUT_ARENA[1]:-}" ]; then
+        part too-small "budget=${WITHOUT_ARENA[1]}" tried=1
+    else
+        add_row "$tried" "it is not known what the arena takes, or it is very small" "$goal" "not measured"
+    fi
 }
 
 batching_row() {

@@ -1,6 +1,6 @@
 //! Streams of frames from memory through `yolodetect` elements of one pipeline.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +50,27 @@ impl Film {
             detect.push(&gst::Sample::builder().caps(&self.caps).buffer(frame).build());
         }
         detect.finish()
+    }
+}
+
+/// What ended a pipeline.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    /// What the message leaves out: ONNX Runtime's own words, for one.
+    pub detail: String,
+}
+
+impl Failure {
+    fn new(message: impl Display, detail: &str) -> Self {
+        let line = |text: &str| text.replace(['\n', '\t'], " ");
+        Self { message: line(&message.to_string()), detail: line(detail) }
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 
@@ -105,29 +126,29 @@ impl Streams {
     }
 
     /// So many streams that play; the error of the one that does not.
-    pub fn start(count: usize, properties: &str) -> Result<Self, String> {
+    pub fn start(count: usize, properties: &str) -> Result<Self, Failure> {
         let mut streams = Self::made(count, properties);
         streams.play()?;
         Ok(streams)
     }
 
-    pub fn play(&mut self) -> Result<(), String> {
+    pub fn play(&mut self) -> Result<(), Failure> {
         let started = self.pipeline.0.set_state(gst::State::Playing);
         match (self.error(), started) {
             (Some(error), _) => Err(error),
-            (None, Err(error)) => Err(error.to_string()),
+            (None, Err(error)) => Err(Failure::new(error, "")),
             (None, Ok(_)) => Ok(()),
         }
     }
 
-    fn error(&self) -> Option<String> {
+    fn error(&self) -> Option<Failure> {
         let message = self.pipeline.bus().pop_filtered(&[gst::MessageType::Error])?;
         let gst::MessageView::Error(error) = message.view() else { return None };
-        Some(error.error().to_string().replace(['\n', '\t'], " "))
+        Some(Failure::new(error.error(), &error.debug().unwrap_or_default()))
     }
 
     /// So many frames through each stream, until all have come out.
-    pub fn feed(&self, film: &Film, each: usize) -> Result<(), String> {
+    pub fn feed(&self, film: &Film, each: usize) -> Result<(), Failure> {
         let wanted = self.passed() + each * self.sources.len();
         std::thread::scope(|scope| {
             for source in &self.sources {
@@ -150,7 +171,7 @@ impl Streams {
         })
     }
 
-    fn wait_for(&self, wanted: usize) -> Result<(), String> {
+    fn wait_for(&self, wanted: usize) -> Result<(), Failure> {
         let mut counts = self.out.counts.lock();
         let (mut seen, mut since) = (counts.0, Instant::now());
         while counts.0 < wanted {
@@ -161,14 +182,15 @@ impl Streams {
             if counts.0 != seen {
                 (seen, since) = (counts.0, Instant::now());
             } else if since.elapsed() > PATIENCE {
-                return Err(format!("nothing comes out after {seen} of {wanted} frames"));
+                let message = format!("nothing comes out after {seen} of {wanted} frames");
+                return Err(Failure::new(message, ""));
             }
         }
         Ok(())
     }
 
     /// Frames a second of all streams together.
-    pub fn rate(&self, film: &Film, each: usize) -> Result<f64, String> {
+    pub fn rate(&self, film: &Film, each: usize) -> Result<f64, Failure> {
         let start = Instant::now();
         self.feed(film, each)?;
         Ok((each * self.sources.len()) as f64 / start.elapsed().as_secs_f64())
@@ -197,8 +219,8 @@ impl Streams {
         self.out.counts.lock().1
     }
 
-    /// Messages of a batch that was too large.
-    pub fn reduced(&self) -> usize {
-        self.posted.lock().reduced.len()
+    /// The frames to which batches were reduced, of each message of that.
+    pub fn reduced_to(&self) -> Vec<u32> {
+        self.posted.lock().reduced.iter().map(|(_, limit)| *limit).collect()
     }
 }
