@@ -27,12 +27,12 @@ PLUGIN=$RELEASE/libgstyolodetect.so
 # Where a kit has it; in the repository cargo says where it is.
 PROGRAM=$ROOT/target/release/yolodetect-gpu-measures
 MODEL=$ASSETS/models/variants/dynamic_batch.onnx
-F16=$ASSETS/models/variants/f16.onnx
+F16=$ASSETS/models/variants/f16_dynamic_batch.onnx
 SIZE=640x272
 FRAMES=$ASSETS/gpu/street-$SIZE.i420
 
 DEVICE=cuda:0 LONG=20000 SECONDS_EACH=2 PAIRS=3 BATCHES=(1 2 4 8 16 32) EACH=16 REHEARSAL=0
-ROWS=() RATES=() NEED=() WITHOUT_ARENA=() FEWER=() STATUS=0
+CARD='' ROWS=() RATES=() NEED=() WITHOUT_ARENA=() FEWER=() STATUS=0
 
 usage() { sed -n '/^# /,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 
@@ -67,7 +67,7 @@ prepare() {
         PROGRAM=$BENCH
         make_frames
     fi
-    for file in "$PROGRAM" "$FRAMES" "$MODEL"; do
+    for file in "$PROGRAM" "$FRAMES" "$MODEL" "$F16"; do
         [ -f "$file" ] || die "$file is missing: run tests/setup.sh, or pack again"
     done
 }
@@ -126,6 +126,7 @@ part() { # PART KEY=VALUE...
         row) add_row "${fields[@]:1}" ;;
         rate) RATES[fields[1]]=${fields[2]} ;;
         need) NEED[fields[1]]=${fields[2]} ;;
+        card) CARD=${fields[1]} ;;
         without-arena) WITHOUT_ARENA[fields[1]]=${fields[2]} ;;
         end) ended=1 ;;
         esac
@@ -186,10 +187,10 @@ batching_row() {
 }
 
 measure_all() {
-    local batch f16=()
-    [ ! -f "$F16" ] || f16=("f16=$F16")
+    local batch
     [ -n "${SCRATCH:-}" ] || make_scratch
-    part parity "${f16[@]}"
+    part card
+    part parity "f16=$F16"
     part steady "frames-in-all=$LONG"
     for batch in "${BATCHES[@]}"; do
         part throughput "batch=$batch" "seconds=$SECONDS_EACH" "pairs=$PAIRS"
@@ -198,7 +199,7 @@ measure_all() {
     budget_rows
     part errors
     plugin_row
-    say "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true) $DEVICE," \
+    say "$CARD; $DEVICE," \
         "$(nproc) cores, ONNX Runtime $(basename "$(readlink -f "$ORT_DYLIB_PATH")")"
     say
     say "| what | figure | goal | |"

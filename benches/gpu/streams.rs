@@ -43,6 +43,10 @@ impl Film {
         Self { caps: info.to_caps().unwrap(), frames }
     }
 
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
     /// Every frame once through one element with these properties.
     pub fn detect(&self, properties: &str) -> Result<Vec<Out>, String> {
         let mut detect = Detect::new(properties);
@@ -222,5 +226,9 @@ impl Streams {
     /// The frames to which batches were reduced, of each message of that.
     pub fn reduced_to(&self) -> Vec<u32> {
         self.posted.lock().reduced.iter().map(|(_, limit)| *limit).collect()
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        self.posted.lock().warnings.clone()
     }
 }
