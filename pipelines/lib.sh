@@ -81,10 +81,10 @@ find_python() {
 }
 
 # Makes SCRATCH, a folder for partial files on the same file system as their final places (so that
-# the last step is a rename), and removes it when the script ends.
-make_scratch() {
-    mkdir -p "$ASSETS"
-    SCRATCH=$(mktemp -d "$ASSETS/.part.XXXXXX")
+# the last step is a rename) unless another place is named, and removes it when the script ends.
+make_scratch() { # [FOLDER]
+    mkdir -p "${1:-$ASSETS}"
+    SCRATCH=$(mktemp -d "${1:-$ASSETS}/.part.XXXXXX")
     trap 'rm -rf "$SCRATCH"' EXIT
     trap 'exit 130' INT TERM
 }

@@ -8,67 +8,82 @@
 #   --device DEVICE  cuda:0 unless told; cuda:1, tensorrt:0
 #   --frames N       of the long run, through 8 streams together; 20000 unless told
 #   --seconds S      of each side in each of three pairs of runs beside the bare loop; 2 unless told
-#   --pack FOLDER    measures nothing, but puts all that this script needs into FOLDER (release plugin, measuring program, models,
-#                    frames; 27 MB), for a machine that cannot build or has no network: FOLDER/tests/gpu.sh runs there
-#   --rehearse       on the CPU and with few frames: what only a GPU can reach is not judged
+#   --pack FOLDER    measures nothing, but puts what this script needs into FOLDER (release plugin, measuring program, models,
+#                    frames; 31 MB), for a machine that cannot build or has no network: FOLDER/tests/gpu.sh runs there. ONNX
+#                    Runtime, CUDA and cuDNN (target/assets/cuda or cuda12) stay behind, and so does GStreamer: copy that folder
+#                    too and name its libonnxruntime.so.* in ORT_DYLIB_PATH
+#   --rehearse       on the CPU, with its ONNX Runtime and few frames: what only a GPU can reach is not judged
 #
 # ONNX Runtime is the one that ORT_DYLIB_PATH names, else the one that `pipelines/setup.sh --cuda` has fetched. Of GStreamer
-# only the core is needed and the plugins app, coreelements and rawparse. Takes about four minutes on a large card, most of them the
-# long run. On a machine with the repository it builds what is missing; frames and models are those of tests/setup.sh.
+# only the core is needed and the plugins of its base package. Takes about five minutes on a large card, most of them the long run.
+# In the repository it builds the plugin and the measuring program, and has tests/setup.sh --gpu make models and frames where they are
+# missing; a checkout that cannot be written must have these, and is built in TMPDIR.
 #
 # benches/gpu.rs says what is done for each row. The bare loop beside which the pipeline is measured neither converts frames nor
 # decodes boxes: its input lies ready in pinned memory.
 set -euo pipefail
+# Figures have points.
+export LC_ALL=C
 # shellcheck source=pipelines/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
 
-RELEASE=${CARGO_TARGET_DIR:-$ROOT/target}/release
-PLUGIN=$RELEASE/libgstyolodetect.so
-# Where a kit has it; in the repository cargo says where it is.
+# Where a kit has them; in the repository cargo builds them.
+PLUGIN=$ROOT/target/release/libgstyolodetect.so
 PROGRAM=$ROOT/target/release/yolodetect-gpu-measures
 MODEL=$ASSETS/models/variants/dynamic_batch.onnx
 F16=$ASSETS/models/variants/f16_dynamic_batch.onnx
-SIZE=640x272
-FRAMES=$ASSETS/gpu/street-$SIZE.i420
+SIZE=640x480
+FRAMES=$ASSETS/gpu/pictures-$SIZE.i420
 
 DEVICE=cuda:0 LONG=20000 SECONDS_EACH=2 PAIRS=3 BATCHES=(1 2 4 8 16 32) EACH=16 REHEARSAL=0
 CARD='' ROWS=() RATES=() NEED=() WITHOUT_ARENA=() FEWER=() STATUS=0
 
 usage() { sed -n '/^# /,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 
-has_gpu() { nvidia-smi -L 2>/dev/null | grep -q '^GPU' || [ -e /dev/nvidia0 ] || [ -e /dev/dxg ]; }
+has_gpu() {
+    nvidia-smi -L 2>/dev/null | grep -q '^GPU' || compgen -G '/dev/nvidia[0-9]*' >/dev/null ||
+        # What guests of Windows have for a GPU of any make.
+        { [ -e /dev/dxg ] && has_driver; }
+}
+has_driver() {
+    [ -e /usr/lib/wsl/lib/libcuda.so.1 ] || [[ $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null) == *libcuda.so.1* ]]
+}
 in_repository() { [ -f "$ROOT/Cargo.toml" ]; }
+is_writable() { mkdir -p "$1" 2>/dev/null && [ -w "$1" ]; }
 
 # --- what is needed ------------------------------------------------------------------------------
 
-# Sixteen frames of the street, half a second apart, as they are in memory.
-make_frames() {
-    local bytes=$((640 * 272 * 3 / 2)) number
-    if [ -s "$FRAMES" ]; then
+build() {
+    if [ -z "${CARGO_TARGET_DIR:-}" ] && ! is_writable "$ROOT/target"; then
+        export CARGO_TARGET_DIR=$SCRATCH/target
+    fi
+    # shellcheck source=benches/lib.sh
+    . "$ROOT/benches/lib.sh"
+    build_bench gpu
+    PROGRAM=$BENCH
+    cargo build --release --quiet --manifest-path "$ROOT/Cargo.toml"
+    PLUGIN=${CARGO_TARGET_DIR:-$ROOT/target}/release/libgstyolodetect.so
+}
+
+# What is there is not looked at again: the checkout may be one that cannot be written.
+make_assets() {
+    if [ -f "$MODEL" ] && [ -f "$F16" ] && [ -f "$FRAMES" ]; then
         return 0
     fi
-    say "making ${FRAMES#"$ROOT"/}"
-    mkdir -p "${FRAMES%/*}"
-    make_scratch
-    gst-launch-1.0 -q filesrc "location=$ASSETS/clips/bikes.mp4" ! decodebin ! video/x-raw,format=I420 \
-        ! filesink "location=$SCRATCH/all" </dev/null || die "the clip cannot be decoded (message above): run pipelines/setup.sh"
-    for number in {0..15}; do
-        dd "if=$SCRATCH/all" bs=$bytes skip=$((number * 15)) count=1 status=none
-    done >"$SCRATCH/frames"
-    mv "$SCRATCH/frames" "$FRAMES"
+    is_writable "$ASSETS" ||
+        die "models or frames are missing, and $ASSETS cannot be written: run tests/setup.sh --gpu in a checkout that can, or take a kit of it (--pack)"
+    "$ROOT/tests/setup.sh" --no-apt --gpu >&2 ||
+        die "models or frames are missing and cannot be made (message above): with that mended, run tests/setup.sh --gpu, or take a kit of another machine (--pack)"
 }
 
 prepare() {
     local file
     if in_repository; then
-        # shellcheck source=benches/lib.sh
-        . "$ROOT/benches/lib.sh"
-        build_bench gpu
-        PROGRAM=$BENCH
-        make_frames
+        make_assets
+        build
     fi
-    for file in "$PROGRAM" "$FRAMES" "$MODEL" "$F16"; do
-        [ -f "$file" ] || die "$file is missing: run tests/setup.sh, or pack again"
+    for file in "$PROGRAM" "$PLUGIN" "$FRAMES" "$MODEL" "$F16"; do
+        [ -f "$file" ] || die "$file is missing: pack the kit again"
     done
 }
 
@@ -76,7 +91,6 @@ pack() { # FOLDER
     local folder=$1 file
     in_repository || die "a kit is packed in the repository"
     prepare
-    cargo build --release --quiet --manifest-path "$ROOT/Cargo.toml"
     mkdir -p "$folder"/{tests,pipelines,target/release,target/assets/gpu,target/assets/models/variants}
     cp "$ROOT/tests/gpu.sh" "$folder/tests/"
     cp "$ROOT/pipelines/lib.sh" "$folder/pipelines/"
@@ -87,27 +101,29 @@ pack() { # FOLDER
         cp "$file" "$folder/target/assets/models/variants/"
     done
     strip --strip-debug "$folder"/target/release/* 2>/dev/null || true
-    say "$(du -sh "$folder" | cut -f1) in $folder: take it to the machine with the GPU, set ORT_DYLIB_PATH and what GStreamer needs there, and run tests/gpu.sh in it"
+    say "$(du -sh "$folder" | cut -f1) in $folder: take it to the machine with the GPU, with the folder of the ONNX Runtime for CUDA (target/assets/cuda or cuda12, which is not in it), name its libonnxruntime.so.* in ORT_DYLIB_PATH there, and run tests/gpu.sh in it"
 }
 
 find_runtime_for_gpu() {
-    if [ -z "${ORT_DYLIB_PATH:-}" ]; then
-        if [ $REHEARSAL = 1 ]; then
-            ORT_DYLIB_PATH=$ASSETS/lib/libonnxruntime.so.1
-        elif in_repository; then
-            eval "$("$ROOT/pipelines/setup.sh" --print-env --cuda)"
-        else
-            die "ORT_DYLIB_PATH is not set: name the libonnxruntime.so that has CUDA"
-        fi
+    local lines
+    if [ $REHEARSAL = 1 ] && in_repository; then
+        ORT_DYLIB_PATH=$ASSETS/lib/libonnxruntime.so.1
+    elif [ -z "${ORT_DYLIB_PATH:-}" ]; then
+        in_repository || die "ORT_DYLIB_PATH is not set: name the libonnxruntime.so.* that has CUDA"
+        lines=$("$ROOT/pipelines/setup.sh" --print-env --cuda) || exit
+        eval "$lines"
     fi
-    [ -f "$ORT_DYLIB_PATH" ] || die "$ORT_DYLIB_PATH is missing"
+    [ -f "$ORT_DYLIB_PATH" ] ||
+        die "$ORT_DYLIB_PATH is missing: run pipelines/setup.sh --cuda, or name a libonnxruntime.so.* with CUDA in ORT_DYLIB_PATH"
     export ORT_DYLIB_PATH CUDA_MODULE_LOADING=${CUDA_MODULE_LOADING:-LAZY} ORT_DISABLE_TELEMETRY=1 YOLODETECT_MODEL_CACHE=off
 }
 
 # --- measuring -----------------------------------------------------------------------------------
 
 add_row() { # WHAT FIGURE GOAL VERDICT
-    ROWS+=("| $1 | ${2:0:200} | $3 | $4 |")
+    # Models by their names, whatever folder they lie in.
+    local what=${1//"${MODEL%/*}/"/} figure=${2//"${MODEL%/*}/"/}
+    ROWS+=("| $what | $figure | $3 | $4 |")
     if [ "$4" = FAILED ]; then
         STATUS=1
     fi
@@ -121,13 +137,14 @@ part() { # PART KEY=VALUE...
     timeout 900 "$PROGRAM" "$1" "device=$DEVICE" "model=$MODEL" "frames=$FRAMES" "size=$SIZE" "${FEWER[@]}" "${@:2}" \
         >"$log" 2>"$log.err" </dev/null || status=$?
     while IFS= read -r line; do
-        IFS=$'\t' read -ra fields <<<"$line"
+        # A tab counts as white space, of which several are one, and a field may be empty.
+        IFS=$'\x1f' read -ra fields <<<"${line//$'\t'/$'\x1f'}"
         case ${fields[0]:-} in
         row) add_row "${fields[@]:1}" ;;
         rate) RATES[fields[1]]=${fields[2]} ;;
         need) NEED[fields[1]]=${fields[2]} ;;
-        card) CARD=${fields[1]} ;;
         without-arena) WITHOUT_ARENA[fields[1]]=${fields[2]} ;;
+        card) CARD=${fields[1]} ;;
         end) ended=1 ;;
         esac
     done <"$log"
@@ -137,17 +154,21 @@ part() { # PART KEY=VALUE...
     fi
 }
 
-# The plugin as others load it.
+# The plugin as others load it; it counts its frames itself at the end.
 plugin_row() {
-    local what="libgstyolodetect.so by gst-launch-1.0" goal="plays to the end"
-    if ! command -v gst-launch-1.0 >/dev/null || [ ! -f "$PLUGIN" ]; then
-        add_row "$what" "no gst-launch-1.0 or no plugin" "$goal" "not measured"
-    elif GST_PLUGIN_PATH=${PLUGIN%/*} timeout 300 gst-launch-1.0 -q filesrc "location=$FRAMES" \
+    local what="libgstyolodetect.so by gst-launch-1.0" goal inferred all
+    all=$(($(stat -c %s "$FRAMES") / (${SIZE%x*} * ${SIZE#*x} * 3 / 2)))
+    goal="$all frames inferred"
+    if ! command -v gst-launch-1.0 >/dev/null; then
+        add_row "$what" "no gst-launch-1.0" "$goal" "not measured"
+    elif GST_PLUGIN_PATH=${PLUGIN%/*} timeout 300 gst-launch-1.0 -m filesrc "location=$FRAMES" \
         ! rawvideoparse format=i420 "width=${SIZE%x*}" "height=${SIZE#*x}" \
-        ! yolodetect "model-file=$MODEL" "device=$DEVICE" ! identity ! fakesink </dev/null >"$SCRATCH/log" 2>&1; then
-        add_row "$what" "$(stat -c %s "$FRAMES" | awk '{ print $1 / (640 * 272 * 1.5) }') frames" "$goal" ok
+        ! yolodetect "model-file=$MODEL" "device=$DEVICE" stats-interval=3600000000000 ! identity ! fakesink \
+        </dev/null >"$SCRATCH/log" 2>&1; then
+        inferred=$(sed -n 's/.*yolodetect-stats.*[ ,]inferred=(guint64)\([0-9]*\).*/\1/p' "$SCRATCH/log" | tail -n 1)
+        add_row "$what" "${inferred:-0} frames inferred" "$goal" "$([ "$inferred" = "$all" ] && echo ok || echo FAILED)"
     else
-        add_row "$what" "$(head -n 1 "$SCRATCH/log" | tr '|' '/')" "$goal" FAILED
+        add_row "$what" "$(grep -m 1 ERROR "$SCRATCH/log" | tr '|' '/' || true)" "$goal" FAILED
     fi
 }
 
@@ -188,7 +209,6 @@ batching_row() {
 
 measure_all() {
     local batch
-    [ -n "${SCRATCH:-}" ] || make_scratch
     part card
     part parity "f16=$F16"
     part steady "frames-in-all=$LONG"
@@ -224,6 +244,7 @@ main() {
         --frames) LONG=$2 ;;
         --seconds) SECONDS_EACH=$2 ;;
         --pack)
+            make_scratch "${TMPDIR:-/tmp}"
             pack "$2"
             exit
             ;;
@@ -234,8 +255,9 @@ main() {
         say "no NVIDIA GPU is here: nothing was measured (tests/gpu.sh --rehearse runs all of it on the CPU)"
         exit 0
     fi
-    prepare
+    make_scratch "${TMPDIR:-/tmp}"
     find_runtime_for_gpu
+    prepare
     measure_all
     exit $STATUS
 }
