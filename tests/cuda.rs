@@ -556,27 +556,49 @@ fn an_onnxruntime_that_does_not_know_tf32_is_told() {
     assert!(error.message.contains("cuda-tf32=false needs") && error.detail.contains("use_tf32"), "{error}");
 }
 
-/// Some releases of ONNX Runtime end the process when they are to free what they recorded on it.
+/// ONNX Runtime ends the process when it is to free what a session has there.
 #[test]
-fn a_session_that_records_is_not_ended_on_a_gpu_that_is_lost() {
-    if !on_gpu("a_session_that_records_is_not_ended_on_a_gpu_that_is_lost") {
+fn a_session_is_neither_ended_nor_begun_on_a_gpu_that_is_lost() {
+    if !on_gpu("a_session_is_neither_ended_nor_begun_on_a_gpu_that_is_lost") {
         return;
     }
-    let recording = Options { graph: true, ..Options::default() };
-    for (gpu, driver, ends) in [
-        (recording, "", 1),
-        (Options::default(), "cuMemGetInfo_v2=700", 1),
-        (recording, "cuMemGetInfo_v2=1", 1),
-        (recording, "cuMemGetInfo_v2=700", 0),
-    ] {
-        let engine = load(&SessionOptions { gpu, ..tiny_options() }, 1).unwrap();
+    let drivers = ["", "lost=700", "cuMemGetInfo_v2=700", "cuMemGetInfo_v2=1"];
+    for (graph, driver) in [true, false].into_iter().flat_map(|graph| drivers.map(|driver| (graph, driver))) {
+        let gpu = Options { graph, ..Options::default() };
+        let options = SessionOptions { gpu, ..tiny_options() };
+        let engine = load(&options, 1).unwrap();
         run(&engine, &mut noise(&engine, 1, 1), 0..1);
         forget();
         cuda_driver::control(driver);
         drop(engine);
-        assert_eq!(logged("end of a session").len(), ends, "{gpu:?}, {driver}");
+        let ends = logged("end of a session").len();
+        if driver.is_empty() {
+            assert_eq!(ends, 1);
+            continue;
+        }
+        let error = load(&options, 1).err().unwrap();
+        assert_eq!(error.kind, EngineErrorKind::DeviceLost, "{error}");
+        assert!(error.message.contains("does not work any more"), "{error}");
+        assert_eq!((ends, logged("session").len()), (0, 0), "{gpu:?}, {driver}");
         cuda_driver::control("");
     }
+}
+
+#[test]
+fn a_load_in_which_the_gpu_is_lost_is_an_error_and_no_more() {
+    if !on_gpu("a_load_in_which_the_gpu_is_lost_is_an_error_and_no_more") {
+        return;
+    }
+    control("held=1");
+    thread::scope(|scope| {
+        let load = scope.spawn(|| load(&tiny_options(), 1).err().unwrap());
+        until("a run that warms it up", || !bound().is_empty());
+        cuda_driver::control("lost=700");
+        control("");
+        let error = load.join().unwrap();
+        assert_eq!(error.kind, EngineErrorKind::DeviceLost, "{error}");
+        assert!(logged("end of a session").is_empty());
+    });
 }
 
 #[test]

@@ -16,6 +16,9 @@
 //! ```
 //! Sessions that were given no provider are the real ones, and fail by none of this.
 //!
+//! As the real provider, it ends the process where a session on a GPU is released after the driver's stand-in was lost; and where one is
+//! made then.
+//!
 //! The file `ONNXRUNTIME_STAND_IN_LOG` gets a line for each option of a provider (`cuda device_id=0`), provider that a session is given
 //! (`append cuda`), session (`session`, `end of a session`; `session cpu` without any provider), option of a run (`run gpu_graph_id=1`, `shrink cpu:0;gpu:0` for the run itself), and run with
 //! bound tensors (`bound 8` for 8 frames; `plain 1` for others, `cpu 1` for those without a provider).
@@ -26,6 +29,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::mem;
+use std::process;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -278,6 +282,7 @@ unsafe extern "system" fn create_session(
         return create();
     }
     note("session");
+    frees_pinned_memory();
     match (control("session"), control("lost")) {
         (Some(1), _) => out_of_memory(),
         (Some(2), _) => fail("Load model from m.onnx failed: this model has an operator of another opset"),
@@ -293,8 +298,23 @@ unsafe extern "system" fn create_session(
     }
 }
 
+/// The real provider frees pinned memory in a destructor that throws where CUDA fails.
+fn frees_pinned_memory() {
+    let control = env::var_os("CUDA_STAND_IN").and_then(|file| fs::read_to_string(file).ok());
+    let fails = |line: &str| match line.split_once('=') {
+        Some(("lost" | "cuMemFreeHost" | "cuMemGetInfo_v2", code)) => code != "0",
+        _ => false,
+    };
+    if control.unwrap_or_default().lines().any(fails) {
+        eprintln!("terminate called after throwing an instance of 'onnxruntime::OnnxRuntimeException'");
+        process::abort();
+    }
+}
+
 unsafe extern "system" fn release_session(session: *mut OrtSession) {
-    on_gpu().remove(&session.addr());
+    if on_gpu().remove(&session.addr()) {
+        frees_pinned_memory();
+    }
     note("end of a session");
     // SAFETY: as the caller calls it.
     unsafe { (real().ReleaseSession)(session) }

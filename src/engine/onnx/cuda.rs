@@ -44,7 +44,12 @@ pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, Engine
     if options.gpu.graph {
         can_record(&options.device, runtime::version().unwrap_or_default())?;
     }
-    open_card(options, index).map(Some)
+    let card = open_card(options, index)?;
+    // ONNX Runtime may end the process over a session that it cannot finish on a GPU that is lost.
+    match card.memory() {
+        Ok(_) => Ok(Some(card)),
+        Err(error) => Err(lost(options, error.into())),
+    }
 }
 
 /// # Errors
@@ -209,6 +214,11 @@ fn profile(
     Ok(Some(Profile { least: shape(1), largest: shape(max_batch.max(1)) }))
 }
 
+fn lost(options: &SessionOptions, error: Failure) -> EngineError {
+    let message = format!("device={} does not work any more", options.device);
+    EngineError::new(EngineErrorKind::DeviceLost, message, error)
+}
+
 /// Why there is no session. What is neither the memory's nor the GPU's fault is `otherwise`.
 fn refused(options: &SessionOptions, error: Failure, otherwise: EngineErrorKind) -> EngineError {
     let device = &options.device;
@@ -228,11 +238,7 @@ fn refused(options: &SessionOptions, error: Failure, otherwise: EngineErrorKind)
             ),
             error,
         ),
-        (EngineErrorKind::DeviceLost, _) => EngineError::new(
-            EngineErrorKind::DeviceLost,
-            format!("device={device} does not work any more"),
-            error,
-        ),
+        (EngineErrorKind::DeviceLost, _) => lost(options, error),
         // "Unknown provider option: \"use_tf32\"."
         (_, EngineErrorKind::Library) if !options.gpu.tf32 && text.contains(TF32) => EngineError::new(
             EngineErrorKind::Settings,

@@ -22,11 +22,13 @@ impl Held {
         Self { session: ManuallyDrop::new(session), card: card.clone(), records }
     }
 
-    /// Some releases of ONNX Runtime end the process where what was recorded cannot be freed: nothing can after the GPU is lost, nor when
-    /// the process exits. What such a session had on the GPU is gone with the context; what it has of the host stays.
+    /// ONNX Runtime frees pinned memory and recorded runs in destructors that throw where CUDA fails, which ends the process: after the GPU
+    /// is lost all of CUDA's calls do, and those on what was recorded when the process exits. What a session had on a lost GPU is gone with
+    /// the context; what it has of the host stays.
     fn must_stay(&self) -> bool {
-        let lost = |card: &Arc<Card>| card.memory().is_err_and(|error| error.is_lost());
-        self.records && (runtime::exiting() || self.card.as_ref().is_some_and(lost))
+        // A driver that does not tell of the memory would not free any.
+        let lost = self.card.as_ref().is_some_and(|card| card.memory().is_err());
+        lost || self.records && runtime::exiting()
     }
 }
 
