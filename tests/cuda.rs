@@ -349,7 +349,7 @@ fn frames_in_the_middle_of_a_batch_run_like_others() {
     }
 }
 
-/// As with a model that was quantised while it runs, whose first layer only the processor has.
+/// As with a model whose first layer only the processor has.
 #[test]
 fn each_run_sees_its_own_frames_where_the_processor_reads_them_first() {
     if !on_gpu("each_run_sees_its_own_frames_where_the_processor_reads_them_first") {

@@ -255,6 +255,36 @@ fn tensorrt_is_followed_by_cuda_and_that_by_the_cpu() {
     all_is_given_back();
 }
 
+/// ONNX Runtime would run them on the processor, and say nothing.
+#[test]
+fn a_model_with_operators_that_no_gpu_has_goes_to_the_cpu() {
+    if !on_gpu("a_model_with_operators_that_no_gpu_has_goes_to_the_cpu") {
+        return;
+    }
+    for (model, operators) in
+        [("int8_dynamic", "DynamicQuantizeLinear, ConvInteger:"), ("int8_operators", "QLinearConv:")]
+    {
+        let words = [operators, "quantised", "device=cpu", "QDQ"];
+        for device in ["cuda", "tensorrt"] {
+            let error = Streams::new(&tiny(model), &[&format!("device={device}")]).start().unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        let mut streams = Streams::playing(&tiny(model), &["", "device=tensorrt device-fallback=on"]);
+        streams.infer(5);
+        let posted = streams.posted();
+        let told = |word: &&str| posted.warnings.iter().any(|(_, text)| text.contains(*word));
+        assert!(words.iter().all(told), "{:?}", posted.warnings);
+        assert_eq!([streams.active(0), streams.active(1)], ["cpu", "cpu"]);
+        drop(streams);
+        all_is_given_back();
+    }
+    assert_eq!(sessions(), 0);
+    let mut streams = Streams::playing(&tiny("int8_qdq"), &["device=cuda"]);
+    streams.infer(5);
+    assert_eq!(streams.active(0), "cuda:0");
+    assert!(streams.posted().warnings.is_empty());
+}
+
 #[test]
 fn a_session_that_has_no_memory_for_one_frame_is_made_anew_and_no_frame_fails() {
     if !on_gpu("a_session_that_has_no_memory_for_one_frame_is_made_anew_and_no_frame_fails") {

@@ -1,6 +1,6 @@
-//! What an ONNX file says of its first input, read without loading it: everything else is skipped over.
+//! What an ONNX file says of its first input and its operators, read without loading it: everything else is skipped over.
 //!
-//! Only for an estimate: whatever is not as expected is `None`, and ONNX Runtime has the last word.
+//! Whatever is not as expected is `None`, or not there, and ONNX Runtime has the last word.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor};
@@ -58,17 +58,49 @@ const EXTERNAL: u64 = 1;
 
 /// Whether values of the model, an ONNX file's content, are in further files. `None` for what is no ONNX file.
 pub fn has_external_data(model: &[u8]) -> Option<bool> {
-    let is_external = |number, value: &Value| match value {
-        Value::Number(value) => number == DATA_LOCATION && *value == EXTERNAL,
-        Value::Message(_) => number == EXTERNAL_DATA,
+    let mut is_external = |_: &mut _, number, value: &Value| {
+        Some(match value {
+            Value::Number(value) => number == DATA_LOCATION && *value == EXTERNAL,
+            Value::Message(_) => number == EXTERNAL_DATA,
+        })
     };
     for path in TENSORS {
         let mut reader = Reader { from: Cursor::new(model), at: 0 };
-        if any(&mut reader, model.len() as u64, path, &is_external)? {
+        if any(&mut reader, model.len() as u64, path, &mut is_external)? {
             return Some(true);
         }
     }
     Some(false)
+}
+
+/// `ModelProto.graph`, `GraphProto.node`.
+const NODES: [u64; 2] = [7, 1];
+const OPERATOR: u64 = 4;
+
+/// Those of `wanted` that the model's graph has nodes of.
+pub fn operators<'a>(file: &Path, wanted: &[&'a str]) -> Vec<&'a str> {
+    let Ok(file) = File::open(file) else { return Vec::new() };
+    let length = file.metadata().map_or(0, |data| data.len());
+    operators_in(Reader { from: BufReader::new(file), at: 0 }, length, wanted)
+}
+
+fn operators_in<'a, R: BufRead + io::Seek>(
+    mut reader: Reader<R>,
+    length: u64,
+    wanted: &[&'a str],
+) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    let mut look = |reader: &mut Reader<R>, number, value: &Value| {
+        if let (OPERATOR, Value::Message(end)) = (number, value) {
+            let name = reader.name(*end)?;
+            let known = wanted.iter().copied().find(|wanted| wanted.as_bytes() == name);
+            found.extend(known.filter(|known| !found.contains(known)));
+        }
+        Some(false)
+    };
+    // As far as it makes sense.
+    let _ = any(&mut reader, length, &NODES, &mut look);
+    found
 }
 
 /// Whether a field is `wanted` of any of the messages that `path` leads to from one that ends at `end`.
@@ -76,11 +108,11 @@ fn any<R: BufRead + io::Seek>(
     reader: &mut Reader<R>,
     end: u64,
     path: &[u64],
-    wanted: &impl Fn(u64, &Value) -> bool,
+    wanted: &mut impl FnMut(&mut Reader<R>, u64, &Value) -> Option<bool>,
 ) -> Option<bool> {
     while let Some((number, value)) = reader.field(end)? {
         let found = match (path.split_first(), &value) {
-            (None, value) => wanted(number, value),
+            (None, value) => wanted(reader, number, value)?,
             (Some((first, rest)), Value::Message(end)) if number == *first => {
                 any(reader, *end, rest, wanted)?
             }
@@ -173,6 +205,16 @@ impl<R: BufRead + io::Seek> Reader<R> {
         Some(Value::Number(0))
     }
 
+    /// The bytes up to `end`; none where there are more than a name has.
+    fn name(&mut self, end: u64) -> Option<Vec<u8>> {
+        const LONGEST: u64 = 100;
+        let length = end.checked_sub(self.at)?;
+        let mut bytes = vec![0; if length > LONGEST { 0 } else { length as usize }];
+        self.from.read_exact(&mut bytes).ok()?;
+        self.at += bytes.len() as u64;
+        Some(bytes)
+    }
+
     /// Goes to the end of what was not read.
     fn finish(&mut self, value: &Value) -> Option<()> {
         let Value::Message(end) = value else { return Some(()) };
@@ -188,9 +230,9 @@ mod tests {
     use super::*;
 
     fn message(number: u8, content: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![number << 3 | 2, content.len() as u8];
-        bytes.extend(content);
-        bytes
+        let (low, high) = (content.len() as u8 & 0x7f, (content.len() >> 7) as u8);
+        let length = if high == 0 { vec![low] } else { vec![low | 0x80, high] };
+        [vec![number << 3 | 2], length, content.to_vec()].concat()
     }
 
     fn input(element: u8, dims: &[Option<u8>]) -> Vec<u8> {
@@ -245,6 +287,33 @@ mod tests {
     }
 
     #[test]
+    fn operators_are_found_by_their_names() {
+        let node = |operator: &[u8]| {
+            let weights = message(5, &message(5, &message(9, &[1; 8])));
+            message(1, &[message(1, b"QLinearConv"), weights, message(4, operator)].concat())
+        };
+        let model = |nodes: &[&[u8]]| {
+            let nodes: Vec<u8> = nodes.iter().flat_map(|operator| node(operator)).collect();
+            [vec![1 << 3, 8], message(7, &[message(5, &[7; 40]), nodes].concat())].concat()
+        };
+        let find = |model: &[u8]| {
+            let reader = Reader { from: Cursor::new(model), at: 0 };
+            operators_in(reader, model.len() as u64, &["ConvInteger", "QLinearConv"])
+        };
+        for (nodes, found) in [
+            (&[b"Conv".as_slice(), b"ConvInteger2", b"QLinear"][..], &[][..]),
+            (&[b"QLinearConv", b"Relu"], &["QLinearConv"]),
+            (&[b"ConvInteger"], &["ConvInteger"]),
+            (&[b"QLinearConv", b"ConvInteger", b"QLinearConv"], &["QLinearConv", "ConvInteger"]),
+            (&[&[b'x'; 105]], &[]),
+        ] {
+            assert_eq!(find(&model(nodes)), found, "{nodes:?}");
+        }
+        assert!(find(b"garbage").is_empty());
+        assert!(operators(Path::new("/nowhere"), &["Conv"]).is_empty());
+    }
+
+    #[test]
     fn any_bytes_are_borne() {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..20_000 {
@@ -253,6 +322,7 @@ mod tests {
                 .collect();
             parse(&bytes);
             has_external_data(&bytes);
+            operators_in(Reader { from: Cursor::new(&bytes), at: 0 }, bytes.len() as u64, &["Conv"]);
         }
         assert_eq!(read(Path::new("/nowhere")), None);
     }

@@ -78,6 +78,12 @@ fails_at_run      ['batch',3,64,64]   ['batch',6,84]  marker; the run fails (Gat
 hungry            ['batch',3,64,64]   ['batch',6,84]  marker; the run asks for terabytes of memory, and so runs out of it,
                                                       for a batch of more than two pictures, and for a picture with a
                                                       mean over all channels of 0.9 or more
+int8_dynamic      ['batch',3,64,64]   ['batch',6,84]  marker, behind a convolution as `quantize_dynamic` writes it: on
+                                                      ConvInteger, by the scale that DynamicQuantizeLinear finds
+int8_operators    ['batch',3,64,64]   ['batch',6,84]  the same as `quantize_static` writes it in its format QOperator:
+                                                      QLinearConv
+int8_qdq          ['batch',3,64,64]   ['batch',6,84]  and in its format QDQ: Conv between QuantizeLinear and
+                                                      DequantizeLinear
 garbage           -                   -               4096 pseudo-random bytes
 empty             -                   -               0 bytes
 truncated         -                   -               the first half of v8
@@ -366,9 +372,48 @@ def slow():
     for _ in range(CONVOLUTIONS):
         value = graph.add("Relu", [graph.add("Conv", [value, kernel], pads=[1, 1, 1, 1])])
         kernel = inner
+    return with_stamp(graph, red_behind(graph, value))
+
+
+def red_behind(graph, value):
     # Far below what a float next to red can show, but no optimiser may say that it is nothing.
     trace = graph.add("Mul", [graph.mean(value), graph.constant(1e-20)])
-    return with_stamp(graph, graph.add("Add", [graph.mean_of_channel_0(), trace]))
+    return graph.add("Add", [graph.mean_of_channel_0(), trace])
+
+
+def marker_behind(graph, value):
+    template, mask = marker_arrays(2)
+    graph.scaled_mask(red_behind(graph, value), mask, template)
+    return graph.model([image("batch")], [("output0", FLOAT, ["batch", 6, ANCHORS])], metadata())
+
+
+def int8_kernel(graph):
+    return graph.constant([[[[1]], [[-2]], [[3]]]], np.int8)
+
+
+def int8_dynamic():
+    graph = Graph()
+    graph.nodes.append(helper.make_node("DynamicQuantizeLinear", ["images"], ["quantized", "scale", "zero"]))
+    value = graph.add("ConvInteger", ["quantized", int8_kernel(graph), "zero"])
+    return marker_behind(graph, graph.add("Mul", [graph.add("Cast", [value], to=FLOAT), "scale"]))
+
+
+def int8_operators():
+    graph = Graph()
+    scale, zero, signed_zero = graph.constant(1 / 127), graph.constant(0, np.uint8), graph.constant(0, np.int8)
+    quantized = graph.add("QuantizeLinear", ["images", scale, zero])
+    inputs = [quantized, scale, zero, int8_kernel(graph), scale, signed_zero, scale, zero]
+    return marker_behind(graph, graph.add("DequantizeLinear", [graph.add("QLinearConv", inputs), scale, zero]))
+
+
+def int8_qdq():
+    graph = Graph()
+    scale, zero, signed_zero = graph.constant(1 / 127), graph.constant(0, np.uint8), graph.constant(0, np.int8)
+    there_and_back = lambda value: graph.add(
+        "DequantizeLinear", [graph.add("QuantizeLinear", [value, scale, zero]), scale, zero]
+    )
+    kernel = graph.add("DequantizeLinear", [int8_kernel(graph), scale, signed_zero])
+    return marker_behind(graph, there_and_back(graph.add("Conv", [there_and_back("images"), kernel])))
 
 
 # --- models with a fixed answer ----------------------------------------------------------------
@@ -468,7 +513,7 @@ MODELS = [
     v8, v8_one_class, v8_dynamic_batch, v8_dynamic_size, fixed_batch4, f16, v5, yolox, end2end, one_channel,
     five_channel, int_input, zero, nan, inf, huge, odd_boxes, all, names_mismatch, classifier, obb, pose, segment,
     no_outputs_rank3, int_output, two_inputs, empty_batch, quarters, stamped,
-    slow, fails_at_run, hungry,
+    slow, fails_at_run, hungry, int8_dynamic, int8_operators, int8_qdq,
 ]  # fmt: skip
 
 
@@ -496,7 +541,8 @@ def check(folder):
         assert output.shape == (1, 4 + classes, ANCHORS), name
         close(output[0, :, 0], box + [0.8, 0][:classes])
         assert not output[0, :, 1:].any(), name
-    for name in ("v8_dynamic_batch", "fixed_batch4", "fails_at_run", "hungry"):
+    int8 = ("int8_dynamic", "int8_operators", "int8_qdq")
+    for name in ("v8_dynamic_batch", "fixed_batch4", "fails_at_run", "hungry", *int8):
         reds = [0.5, 1.0] if name == "hungry" else [0.1, 0.5, 0.7, 1.0]
         close(run(name, *[picture(red) for red in reds])[:, 4, 0], reds)
     patches = np.full((2, 3, SIZE, SIZE), 0.5, np.float32)

@@ -59,8 +59,8 @@ impl Binding {
 
     /// A run of the session that it was made for.
     ///
-    /// The input is bound each time: where what reads it first runs on the processor, as what a quantised model begins with does,
-    /// ONNX Runtime binds a copy of what the tensor holds at that moment. Else it takes one more reference.
+    /// The input is bound each time: where what reads it first runs on the processor, which the GPU has no kernel for, ONNX Runtime binds
+    /// a copy of what the tensor holds at that moment. Else it takes one more reference.
     pub fn run(&self, session: &Session, options: Option<&RunOptions>) -> ort::Result<()> {
         let options = options.map_or(ptr::null(), AsPointer::ptr);
         // SAFETY: all are alive during the calls, as is the memory of the bound tensors; `Run` does not change the session's own

@@ -20,7 +20,7 @@ use crate::engine::gpu::ConvSearch;
 use crate::engine::gpu::check::{self, Library};
 use crate::engine::gpu::driver::Card;
 use crate::engine::model::InputPlan;
-use crate::engine::{BatchSize, EngineError, EngineErrorKind, runtime};
+use crate::engine::{BatchSize, EngineError, EngineErrorKind, header, runtime};
 
 /// Of a model that leaves it open: the arena keeps memory for every number that it has run.
 pub(super) const OPEN_BATCH: BatchSize = BatchSize::Steps;
@@ -41,6 +41,7 @@ pub fn check(device: &Device) -> Result<(), EngineError> {
 pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, EngineError> {
     let Some(index) = options.device.gpu() else { return Ok(None) };
     check(&options.device)?;
+    runs_on_gpu(options)?;
     if options.gpu.graph {
         can_record(&options.device, runtime::version().unwrap_or_default())?;
     }
@@ -50,6 +51,26 @@ pub(super) fn card(options: &SessionOptions) -> Result<Option<Arc<Card>>, Engine
         Ok(_) => Ok(Some(card)),
         Err(error) => Err(lost(options, error.into())),
     }
+}
+
+/// Operators of quantised models that neither provider has, up to ONNX Runtime 1.31 at the least: there the processor computes them, on one
+/// thread, and what is in between travels to and fro.
+const ONLY_ON_CPU: [&str; 4] = ["ConvInteger", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear"];
+
+/// # Errors
+/// [`EngineErrorKind::ModelUnsupported`] where ONNX Runtime would leave the model's work to the processor without a word.
+fn runs_on_gpu(options: &SessionOptions) -> Result<(), EngineError> {
+    let left = header::operators(&options.model, &ONLY_ON_CPU);
+    if left.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "it is quantised with operators that ONNX Runtime has for the processor alone, {}: use device=cpu, or for device={} a model in 16 \
+         or 32 bits, or one quantised in the format QDQ",
+        left.join(", "),
+        options.device
+    );
+    Err(unsupported(&options.model, what, ""))
 }
 
 /// # Errors
