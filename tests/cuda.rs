@@ -460,6 +460,17 @@ fn failures_say_what_they_are() {
         assert!(error.to_string().contains(words), "`{words}` is not in: {error}");
         assert_eq!(balance(), Balance::default(), "{text}");
     }
+    // That says as little of a GPU that is full as of one that does not work.
+    control("session=3");
+    for (driver, kind) in
+        [("", EngineErrorKind::ModelUnsupported), ("others=8000000000", EngineErrorKind::OutOfMemory)]
+    {
+        cuda_driver::control(driver);
+        let error = load(&tiny_options(), 8).err().unwrap();
+        assert_eq!(error.kind, kind, "{error}");
+        assert_eq!(balance(), Balance::default());
+    }
+    cuda_driver::control("");
     control("");
     let engine = load(&tiny_options(), 8).unwrap();
     let mut batch = noise(&engine, 8, 1);

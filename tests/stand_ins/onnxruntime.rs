@@ -7,7 +7,7 @@
 //! frames    a run with more frames than this is out of memory
 //! failing   so many more runs are out of memory; counted down in the file
 //! lost      each run, and each new session, fails with this CUDA error, as after a kernel that failed
-//! session   a session that is made fails: 1 out of memory, 2 for the model
+//! session   a session that is made fails: 1 out of memory, 2 for the model, 3 since cuBLAS does not start
 //! provider  1: the provider's library cannot be loaded
 //! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
@@ -286,6 +286,11 @@ unsafe extern "system" fn create_session(
     match (control("session"), control("lost")) {
         (Some(1), _) => out_of_memory(),
         (Some(2), _) => fail("Load model from m.onnx failed: this model has an operator of another opset"),
+        (Some(3), _) => fail(
+            "CUBLAS failure 1: CUBLAS_STATUS_NOT_INITIALIZED ; GPU=0 ; hostname=host ; \
+             file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=185 ; \
+             expr=cublasCreate(&cublas_handle_);",
+        ),
         (_, Some(code)) => lost(code),
         _ => {
             let status = create();

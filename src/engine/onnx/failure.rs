@@ -2,8 +2,9 @@
 
 use std::fmt::{self, Display};
 use std::path::Path;
+use std::str::FromStr;
 
-use crate::engine::gpu::driver::DriverError;
+use crate::engine::gpu::driver::{Card, DriverError};
 use crate::engine::{EngineError, EngineErrorKind};
 
 /// Why a run did not go well.
@@ -69,9 +70,16 @@ pub(super) fn run_failed(file: &Path, error: impl Into<Failure>) -> EngineError 
     EngineError::new(kind, format!("running the model {} {what}", file.display()), error)
 }
 
-/// As [`Failure::kind`], by ONNX Runtime's words.
+/// As [`Failure::kind`], by ONNX Runtime's words, and by how full the GPU is where these tell of a library that does not start.
 pub(super) fn kind(message: &str) -> EngineErrorKind {
-    if holds_any(message, &OUT_OF_MEMORY) {
+    let free = |gpu| Some(Card::open(gpu).ok()?.memory().ok()?.free);
+    kind_with(message, free)
+}
+
+/// `free` tells the bytes that a GPU has.
+fn kind_with(message: &str, free: impl Fn(u32) -> Option<u64>) -> EngineErrorKind {
+    let has_no_room = |gpu| free(gpu).is_some_and(|bytes| bytes < ROOM_OF_LIBRARIES);
+    if holds_any(message, &OUT_OF_MEMORY) || starts_not(message).is_some_and(has_no_room) {
         EngineErrorKind::OutOfMemory
     } else if cuda_code(message).is_some_and(is_lost) || holds_any(message, &DEVICE_LOST) {
         EngineErrorKind::DeviceLost
@@ -99,6 +107,16 @@ const OUT_OF_MEMORY: [&str; 9] = [
     "ALLOCATION_FAILED",
 ];
 
+/// What cuBLAS and cuDNN may want of a GPU when they start, and more.
+const ROOM_OF_LIBRARIES: u64 = 512 << 20;
+
+/// The GPU on which cuBLAS or cuDNN did not start. For a GPU that is full they have no words but those for one that does not work.
+fn starts_not(message: &str) -> Option<u32> {
+    let words = ["CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED"];
+    let calls = ["cublasCreate(", "cublasLtCreate(", "cudnnCreate("];
+    (holds_any(message, &words) && holds_any(message, &calls)).then(|| number_after(message, "GPU="))?
+}
+
 /// Of kernels that failed while they ran, which leaves the context of no use, whatever library had started them.
 const DEVICE_LOST: [&str; 9] = [
     "cudaErrorIllegalAddress",
@@ -114,8 +132,12 @@ const DEVICE_LOST: [&str; 9] = [
 
 /// The 700 of `CUDA failure 700: an illegal memory access was encountered ; GPU=0`.
 fn cuda_code(message: &str) -> Option<i32> {
-    let (_, code) = message.split_once("CUDA failure ")?;
-    code.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    number_after(message, "CUDA failure ")
+}
+
+fn number_after<T: FromStr>(message: &str, words: &str) -> Option<T> {
+    let (_, number) = message.split_once(words)?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// `cudaError_t` numbers these as the driver does.
@@ -194,7 +216,37 @@ mod tests {
             ("CUDA failure : ", Run),
             ("Non-zero status code returned while running Reshape node.", Run),
         ] {
-            assert_eq!(kind(message), expected, "{message}");
+            assert_eq!(kind_with(message, |_| panic!("nobody asks for that")), expected, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_library_that_does_not_start_on_a_full_gpu_is_out_of_memory() {
+        let blas = "CUBLAS failure 1: CUBLAS_STATUS_NOT_INITIALIZED ; GPU=1 ; hostname=host ; \
+                    file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=185 ; \
+                    expr=cublasCreate(&cublas_handle_);";
+        let light = blas.replace("cublasCreate(&cublas", "cublasLtCreate(&cublas_lt");
+        let dnn = "CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED ; GPU=1 ; hostname=host ; expr=cudnnCreate(&cudnn_handle_);";
+        let free = |bytes| {
+            move |gpu| {
+                assert_eq!(gpu, 1);
+                bytes
+            }
+        };
+        for message in [blas, &light, dnn] {
+            for (bytes, expected) in
+                [(Some(0), OutOfMemory), (Some(511 << 20), OutOfMemory), (Some(512 << 20), Run), (None, Run)]
+            {
+                assert_eq!(kind_with(message, free(bytes)), expected, "{bytes:?}: {message}");
+            }
+        }
+        for message in [
+            blas.replace("cublasCreate(&cublas_handle_)", "cublasSgemm()"),
+            blas.replace("NOT_INITIALIZED", "ARCH_MISMATCH"),
+            blas.replace("GPU=1", "GPU=-1"),
+            blas.replace("GPU=1", ""),
+        ] {
+            assert_eq!(kind_with(&message, free(Some(0))), Run, "{message}");
         }
     }
 
