@@ -628,6 +628,49 @@ fn the_host_s_part_of_an_engine_grows_by_its_pinned_outputs() {
     let _both = [1, 4].map(start);
 }
 
+/// As beside a decoder that uses CUDA in the same process.
+#[test]
+fn a_run_that_cannot_be_recorded_runs_as_without_and_is_tried_once_more() {
+    if !on_gpu("a_run_that_cannot_be_recorded_runs_as_without_and_is_tried_once_more") {
+        return;
+    }
+    let gpu = Options { graph: true, ..Options::default() };
+    let options = SessionOptions { gpu, ..tiny_options() };
+    let once = |engine: &OnnxEngine, frames| run(engine, &mut noise(engine, frames, 1), 0..frames);
+    let expected = once(&load(&tiny_options(), 2).unwrap(), 1);
+    // How many attempts fail, and for each run whether it was tried to record it, and whether it ran as without.
+    for (spoilt, expected_runs) in [
+        (0, [(true, false), (true, false), (true, false)]),
+        (1, [(true, true), (true, false), (true, false)]),
+        (9, [(true, true), (true, true), (false, true)]),
+    ] {
+        let engine = load(&options, 2).unwrap();
+        control(&format!("spoilt={spoilt}"));
+        for (tried, as_without) in expected_runs {
+            forget();
+            assert_eq!(once(&engine, 1), expected);
+            let numbers = logged("run gpu_graph_id=");
+            let found = |wanted: bool| numbers.iter().any(|number| (number != "-1") == wanted);
+            assert_eq!((found(true), found(false)), (tried, as_without), "{numbers:?}");
+        }
+        // Another size has attempts of its own.
+        control("");
+        forget();
+        once(&engine, 2);
+        assert_ne!(logged("run gpu_graph_id="), ["-1"]);
+    }
+    // What is wrong otherwise is no matter of recording.
+    let engine = load(&options, 1).unwrap();
+    for (text, kind) in
+        [("failing=1", EngineErrorKind::OutOfMemory), ("lost=700", EngineErrorKind::DeviceLost)]
+    {
+        control(text);
+        forget();
+        let error = engine.run(&mut noise(&engine, 1, 1), 0..1, &mut |_| ()).unwrap_err();
+        assert_eq!((error.kind, bound().len()), (kind, 0));
+    }
+}
+
 /// What one does there spoils what the other records, so that waits for a run that is alone.
 #[test]
 fn a_run_is_recorded_when_no_other_engine_uses_a_gpu() {

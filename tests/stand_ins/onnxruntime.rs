@@ -12,6 +12,7 @@
 //! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
 //! minor     the library calls itself 1.this.0, where this is said when it is loaded; below 18 it does not know use_tf32
+//! spoilt    so many more runs fail in being recorded; counted down in the file
 //! copies    1: what is bound as an input is copied then, as where the processor reads it first
 //! ```
 //! Sessions that were given no provider are the real ones, and fail by none of this.
@@ -412,6 +413,13 @@ fn refusal(session: *mut OrtSession, options: *const OrtRunOptions, frames: i64)
     }
     if let Some(graph) = kept(&GRAPHS).lock().unwrap().get(&options.addr()) {
         note(&format!("run gpu_graph_id={graph}"));
+        if graph != "-1" && count_down("spoilt") {
+            return Some(fail(
+                "CUDA failure 901: operation failed due to a previous error during capture ; GPU=0 ; hostname=host ; \
+                 file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_graph.cc ; line=69 ; \
+                 expr=cudaStreamEndCapture(stream_, &graph);",
+            ));
+        }
     }
     let shrink = kept(&SHRINKS).lock().unwrap().get(&options.addr()).cloned()?;
     if control("arena") == Some(0) {

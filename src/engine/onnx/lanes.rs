@@ -25,7 +25,7 @@ use super::{SessionOptions, session};
 use crate::decode::OutputRef;
 use crate::engine::device::Device;
 use crate::engine::gpu::driver::{self, Card, Copies, DeviceMemory, Pin, PinnedMemory};
-use crate::engine::{BatchSize, Output};
+use crate::engine::{BatchSize, EngineErrorKind, Output};
 use crate::tensor::{BatchTensor, Element};
 
 /// A thread's lane is its own for good: ONNX Runtime keeps recorded graphs by thread.
@@ -74,7 +74,12 @@ struct Bucket {
     graph: Option<RunOptions>,
     /// It is.
     recorded: bool,
+    /// Runs that were to be recorded and failed.
+    spoilt: u32,
 }
+
+/// Runs of a bucket that may fail in being recorded.
+const ATTEMPTS: u32 = 2;
 
 /// Threads whose lanes are remembered.
 const MAX_THREADS: usize = 64;
@@ -230,17 +235,8 @@ impl Lane {
         let bucket = &mut self.buckets[position];
         {
             let _turn = lanes.turn.lock();
-            let wanted = options.is_none() && bucket.graph.is_some() && !bucket.recorded;
-            let alone = wanted.then(driver::alone).flatten();
-            let _quiet = alone.is_none().then(driver::quiet);
-            // Something else is done on a GPU: a later run will be recorded.
-            let later = wanted && alone.is_none();
-            let graph = match &lanes.maker.graphs {
-                Some(graphs) if later => Some(&graphs.unrecorded),
-                _ => bucket.graph.as_ref(),
-            };
-            bucket.binding.run(session, options.or(graph))?;
-            bucket.recorded |= alone.is_some();
+            let unrecorded = lanes.maker.graphs.as_ref().map(|graphs| &graphs.unrecorded);
+            bucket.run(session, options, unrecorded)?;
         }
         let output = &mut self.host.bytes_mut()[..count * ports.output.bytes()];
         self.copies.download(&self.output, output)?;
@@ -262,8 +258,41 @@ impl Lane {
         let binding = Binding::new(session, (&ports.input_name, input), (&ports.output_name, output))?;
         let next = maker.graphs.as_ref().map(|graphs| graphs.next.fetch_add(1, Ordering::Relaxed));
         let graph = next.map(session::recorded_options).transpose()?;
-        self.buckets.push(Bucket { frames, binding, graph, recorded: false });
+        self.buckets.push(Bucket { frames, binding, graph, recorded: false, spoilt: 0 });
         Ok(())
+    }
+}
+
+impl Bucket {
+    /// With `options`; without any, the first run beside which nothing else is done on a GPU is recorded, and replayed by all later ones.
+    fn run(
+        &mut self,
+        session: &Session,
+        options: Option<&RunOptions>,
+        unrecorded: Option<&RunOptions>,
+    ) -> Result<(), Failure> {
+        let graph = self.graph.as_ref().filter(|_| options.is_none());
+        if graph.is_some()
+            && !self.recorded
+            && self.spoilt < ATTEMPTS
+            && let Some(alone) = driver::alone()
+        {
+            let outcome = self.binding.run(session, graph).map_err(Failure::from);
+            drop(alone);
+            match outcome {
+                Ok(()) => {
+                    self.recorded = true;
+                    return Ok(());
+                }
+                // Others in the process who use CUDA meanwhile spoil what is recorded, and know nothing of our locks. The input is still
+                // there, for a run as without.
+                Err(error) if error.kind() == EngineErrorKind::Run => self.spoilt += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        let _quiet = driver::quiet();
+        let options = options.or(if self.recorded { graph } else { unrecorded });
+        self.binding.run(session, options).map_err(Failure::from)
     }
 }
 
