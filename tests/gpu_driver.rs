@@ -107,13 +107,32 @@ fn a_library_that_lacks_functions_is_refused() {
 }
 
 #[test]
-fn a_driver_that_does_not_tell_how_it_loads_does_no_harm() {
-    if beside("a_driver_that_does_not_tell_how_it_loads_does_no_harm", |folder| {
-        folder.driver(&["-DWITHOUT_LOADING_MODE"]);
+fn a_driver_without_functions_of_later_ones_does_no_harm() {
+    if beside("a_driver_without_functions_of_later_ones_does_no_harm", |folder| {
+        folder.driver(&["-DWITHOUT_LATER_FUNCTIONS"]);
     }) {
         assert_eq!(loads_lazily(), None);
         assert_eq!(device_count().unwrap(), 1);
+        Card::open(0).unwrap().alloc(8).unwrap();
     }
+}
+
+#[test]
+fn who_waits_for_a_gpu_sleeps_unless_an_application_has_said_otherwise() {
+    if !beside("who_waits_for_a_gpu_sleeps_unless_an_application_has_said_otherwise", |folder| {
+        folder.driver(&[]);
+    }) {
+        return;
+    }
+    // It maps host memory; it spins; it has a context already; and the driver refuses.
+    control("count=4\nflags@0=8\nflags@1=1\ncuDevicePrimaryCtxSetFlags_v2@3=1");
+    assert_eq!(device_count().unwrap(), 4);
+    Application::new().enter(2);
+    for gpu in 0..4 {
+        Card::open(gpu).unwrap();
+    }
+    let flags: Vec<_> = log().into_iter().filter(|line| line.starts_with("flags")).collect();
+    assert_eq!(flags, ["flags@0=12", "flags@3=4"]);
 }
 
 #[test]

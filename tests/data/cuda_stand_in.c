@@ -13,16 +13,18 @@
  *   pinnable  bytes of host memory that can be allocated as pinned (all)
  *   lost      what each call that needs a context returns, as after a kernel that failed (0: nothing is lost)
  *   loading   how kernels are loaded (2: when they are wanted; 1: at once)
+ *   flags     of a GPU's primary context before anybody has set any (0)
  *   any function's name
  *             what it returns in place of success, having done nothing; NAME@N for GPU N alone
  *
- * The file CUDA_STAND_IN_LOG gets a line for each load of the library ("load"), each cuInit ("init"), and a balance whenever
+ * The file CUDA_STAND_IN_LOG gets a line for each load of the library ("load"), each cuInit ("init"), flags that a primary context is to have
+ * ("flags@0=4"), and a balance whenever
  * that changes: "contexts=1 allocations=2 bytes=64 pinned=1 pins=0 streams=1 events=1".
  *
  * What no driver forgives ends the process with a line on stderr: a copy beyond an allocation, what is freed twice or was never there, a
  * call without a context, a context that is given back while something is in it, a GPU number that cuDeviceGet never gave.
  *
- * Compiled with -DWITHOUT_EVENTS it lacks functions, with -DWITHOUT_LOADING_MODE one that may be missing.
+ * Compiled with -DWITHOUT_EVENTS it lacks functions, with -DWITHOUT_LATER_FUNCTIONS those that may be missing.
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -252,7 +254,7 @@ int cuDeviceGetPCIBusId(char *id, int bytes, int device) {
 
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
     int gpu = gpu_of("cuDevicePrimaryCtxGetState", device);
-    *flags = 0;
+    *flags = (unsigned)of_gpu("flags", gpu, 0);
     *active = primary[gpu] != NULL;
     return outcome("cuDevicePrimaryCtxGetState", gpu);
 }
@@ -482,7 +484,16 @@ static int wait_for_event(void *event) {
 int cuEventSynchronize(void *event) { LOCKED(wait_for_event(event)); }
 #endif
 
-#ifndef WITHOUT_LOADING_MODE
+#ifndef WITHOUT_LATER_FUNCTIONS
+int cuDevicePrimaryCtxSetFlags_v2(int device, unsigned flags) {
+    int gpu = gpu_of("cuDevicePrimaryCtxSetFlags", device);
+    char line[40];
+    if (primary[gpu]) misuse("cuDevicePrimaryCtxSetFlags", "somebody uses the context already");
+    snprintf(line, sizeof line, "flags@%d=%u", gpu, flags);
+    note(line);
+    return outcome("cuDevicePrimaryCtxSetFlags_v2", gpu);
+}
+
 int cuModuleGetLoadingMode(int *mode) {
     *mode = (int)control("loading", 2);
     return outcome("cuModuleGetLoadingMode", 0);

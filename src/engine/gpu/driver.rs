@@ -5,7 +5,7 @@
 
 mod api;
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -244,6 +244,9 @@ impl Card {
         let (mut flags, mut active) = (0, 0);
         // SAFETY: it writes two numbers.
         unsafe { call!(api, cuDevicePrimaryCtxGetState(device, &mut flags, &mut active)) }?;
+        if active == 0 {
+            wait_asleep(api, device, flags);
+        }
         let before = if active == 0 { nvml::usage(&description.bus_id) } else { None };
         let mut context = ptr::null_mut();
         // SAFETY: it writes one handle, which is ours until it is released.
@@ -384,6 +387,19 @@ impl Drop for Card {
             // SAFETY: it was retained once, and whatever was made in it keeps the card and so is gone.
             let _ = unsafe { call!(self.api, cuDevicePrimaryCtxRelease_v2(self.device)) };
         }
+    }
+}
+
+/// Has those who wait for the GPU in its context, which is not there yet, sleep: by themselves, they burn a core for as long as each run takes. Where
+/// that cannot be, or the application has said otherwise, they do as ever.
+fn wait_asleep(api: &Api, device: c_int, flags: c_uint) {
+    const HOW_TO_WAIT: c_uint = 7;
+    const BLOCKING_SYNC: c_uint = 4;
+    if let Some(set_flags) = api.cuDevicePrimaryCtxSetFlags_v2
+        && flags & HOW_TO_WAIT == 0
+    {
+        // SAFETY: it takes two numbers.
+        unsafe { set_flags(device, flags | BLOCKING_SYNC) };
     }
 }
 

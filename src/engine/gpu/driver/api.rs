@@ -26,6 +26,8 @@ macro_rules! functions {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> c_int,)*
             /// Of drivers since 11.7.
             pub(super) cuModuleGetLoadingMode: Option<unsafe extern "C" fn(*mut c_int) -> c_int>,
+            /// Of drivers since 11.0.
+            pub(super) cuDevicePrimaryCtxSetFlags_v2: Option<unsafe extern "C" fn(c_int, c_uint) -> c_int>,
             _library: Library,
         }
 
@@ -38,6 +40,10 @@ macro_rules! functions {
                         .map_err(|_| lacks(stringify!($name)))?,)*
                     // SAFETY: as above.
                     cuModuleGetLoadingMode: unsafe { library.get("cuModuleGetLoadingMode") }.map(|function| *function).ok(),
+                    // SAFETY: as above.
+                    cuDevicePrimaryCtxSetFlags_v2: unsafe { library.get("cuDevicePrimaryCtxSetFlags_v2") }
+                        .map(|function| *function)
+                        .ok(),
                     _library: library,
                 })
             }
