@@ -310,6 +310,39 @@ fn a_session_that_has_no_memory_for_one_frame_is_made_anew_and_no_frame_fails() 
     }
 }
 
+/// It sets the current GPU of threads that call it, and keeps graphs by thread.
+#[test]
+fn onnxruntime_uses_a_gpu_from_our_threads_alone_each_with_its_own_graphs() {
+    if !on_gpu("onnxruntime_uses_a_gpu_from_our_threads_alone_each_with_its_own_graphs") {
+        return;
+    }
+    // SAFETY: it takes nothing and cannot fail.
+    let own = unsafe { libc::gettid() }.to_string();
+    control("threads=1");
+    for properties in ["device=cuda cuda-graph=true max-batch=2", "device=cuda", "device=tensorrt"] {
+        let mut streams = Streams::playing(&model(), &[properties, properties]);
+        streams.infer(40);
+        streams.finish();
+        drop(streams);
+        let threads = gpu::logged("thread ");
+        assert!(threads.iter().all(|thread| thread.split(' ').next() != Some(&own)), "{own}: {threads:?}");
+        let recorded = |thread: &&String| thread.contains("gpu_graph_id=") && !thread.ends_with("=-1");
+        let mut recorded: Vec<_> = threads.iter().filter(recorded).collect();
+        assert_eq!(recorded.is_empty(), !properties.contains("graph"), "{threads:?}");
+        recorded.sort();
+        recorded.dedup();
+        let mut graphs: Vec<_> = recorded.iter().map(|thread| thread.split_once('=').unwrap().1).collect();
+        graphs.sort();
+        assert!(graphs.windows(2).all(|pair| pair[0] != pair[1]), "{recorded:?}");
+        gpu::forget();
+    }
+    // Nor where the load fails after all.
+    control("threads=1\nframes=0");
+    assert!(Streams::new(&model(), &["device=cuda"]).start().is_err());
+    let threads = gpu::logged("thread ");
+    assert!(!threads.is_empty() && !threads.contains(&own), "{own}: {threads:?}");
+}
+
 #[test]
 fn a_gpu_that_is_lost_leaves_its_frames_to_the_cpu() {
     if !on_gpu("a_gpu_that_is_lost_leaves_its_frames_to_the_cpu") {

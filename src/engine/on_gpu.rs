@@ -1,6 +1,8 @@
 //! Loads of engines on NVIDIA's GPUs: within the budget, measured, and recovering.
 
+use std::panic;
 use std::sync::Arc;
+use std::thread;
 
 use super::device::Device;
 use super::gpu::budget::{self, Fitted, GpuUse, Measured, Outcome, Room};
@@ -12,6 +14,27 @@ use super::{Engine, EngineError, EngineErrorKind, Memory, estimate, hash, regist
 use crate::batch::{Ledger, Need, Place};
 use crate::memory::budget::{Budget, Megabytes};
 use crate::memory::nvml;
+
+/// Calls `load` on a thread that ends with it. ONNX Runtime changes which GPU is the current one of the thread that it is called by, which the
+/// application's threads have their own use for; and it keeps what it has of sessions by thread, without a lock between a load there and the end of a
+/// session elsewhere.
+///
+/// # Errors
+/// Those of `load`, and where there can be no thread.
+pub(super) fn apart<T: Send>(load: impl FnOnce() -> Result<T, EngineError> + Send) -> Result<T, EngineError> {
+    /// As a process's first thread has it.
+    const STACK: usize = 8 << 20;
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("yolo-load".into()).stack_size(STACK);
+        match thread.spawn_scoped(scope, load) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic)),
+            Err(error) => {
+                let message = "a thread for the load cannot be started";
+                Err(EngineError::new(EngineErrorKind::Settings, message, error))
+            }
+        }
+    })
+}
 
 /// What is to be loaded.
 pub(super) struct Order {
@@ -176,5 +199,20 @@ impl Sessions for Remake {
 
     fn exiting(&self) -> bool {
         runtime::exiting()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_has_a_thread_of_its_own_and_panics_for_its_caller() {
+        let own = thread::current().id();
+        assert_ne!(apart(|| Ok(thread::current().id())).unwrap(), own);
+        let error = EngineError::new(EngineErrorKind::Run, "no", "");
+        assert_eq!(apart::<()>(|| Err(error)).unwrap_err().kind, EngineErrorKind::Run);
+        let panic = panic::catch_unwind(|| apart::<()>(|| panic!("as the test wants it"))).unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"as the test wants it"));
     }
 }

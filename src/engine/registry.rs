@@ -326,14 +326,16 @@ fn load(
     if let Some(gpu) = key.device.gpu() {
         let consent = consent.clone();
         let order = on_gpu::Order { options, gpu, model_hash, max_batch, cores: wanted.threads, consent };
-        let engine = on_gpu::load(order, &mut ledger)?;
-        stop_workers_at_exit();
-        let frame_tensor = engine.spec().input.bytes() as u64;
-        let least = engine.spec().batch.capacity(1) as u64;
-        // What its libraries keep for the process is in the first load's figures, and in the resident set ever after.
-        let model = estimate.model.min(ledger.held().model);
-        estimate::learn(placed, Estimate { model, frame_arena: 0, frame_tensor, least });
-        return within_budget(engine, ledger);
+        return on_gpu::apart(move || {
+            let engine = on_gpu::load(order, &mut ledger)?;
+            stop_workers_at_exit();
+            let frame_tensor = engine.spec().input.bytes() as u64;
+            let least = engine.spec().batch.capacity(1) as u64;
+            // What its libraries keep for the process is in the first load's figures, and in the resident set ever after.
+            let model = estimate.model.min(ledger.held().model);
+            estimate::learn(placed, Estimate { model, frame_arena: 0, frame_tensor, least });
+            within_budget(engine, ledger)
+        });
     }
     let mut load_from = |entry: Option<&_>| OnnxEngine::load_from(&options, entry, max_batch, &mut ledger);
     let engine = match (load_from(cached.as_ref()), &cached, &place) {

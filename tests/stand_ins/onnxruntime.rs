@@ -12,6 +12,7 @@
 //! held      1: runs with bound tensors stay where they are until this is gone, a minute at most
 //! arena     0: there is none that could be shrunk on the GPU
 //! minor     the library calls itself 1.this.0, where this is said when it is loaded; below 18 it does not know use_tf32
+//! threads   1: the log tells which thread makes, runs and ends sessions on a GPU
 //! spoilt    so many more runs fail in being recorded; counted down in the file
 //! copies    1: what is bound as an input is copied then, as where the processor reads it first
 //! ```
@@ -22,7 +23,8 @@
 //!
 //! The file `ONNXRUNTIME_STAND_IN_LOG` gets a line for each option of a provider (`cuda device_id=0`), provider that a session is given
 //! (`append cuda`), session (`session`, `end of a session`; `session cpu` without any provider), option of a run (`run gpu_graph_id=1`, `shrink cpu:0;gpu:0` for the run itself), and run with
-//! bound tensors (`bound 8` for 8 frames; `plain 1` for others, `cpu 1` for those without a provider).
+//! bound tensors (`bound 8` for 8 frames; `plain 1` for others, `cpu 1` for those without a provider). With `threads=1` also `thread 123`,
+//! and `thread 123 gpu_graph_id=1` for a run with that option.
 
 use std::collections::{HashMap, HashSet};
 use std::env;
@@ -66,6 +68,13 @@ fn note(line: &str) {
     let Some(file) = env::var_os("ONNXRUNTIME_STAND_IN_LOG") else { return };
     let mut log = OpenOptions::new().append(true).create(true).open(file).unwrap();
     log.write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+fn note_thread(what: &str) {
+    if control("threads") == Some(1) {
+        // SAFETY: it takes nothing and cannot fail.
+        note(&format!("thread {}{what}", unsafe { libc::gettid() }));
+    }
 }
 
 struct Base {
@@ -283,6 +292,7 @@ unsafe extern "system" fn create_session(
         return create();
     }
     note("session");
+    note_thread("");
     frees_pinned_memory();
     match (control("session"), control("lost")) {
         (Some(1), _) => out_of_memory(),
@@ -319,6 +329,7 @@ fn frees_pinned_memory() {
 
 unsafe extern "system" fn release_session(session: *mut OrtSession) {
     if on_gpu().remove(&session.addr()) {
+        note_thread("");
         frees_pinned_memory();
     }
     note("end of a session");
@@ -405,6 +416,7 @@ fn refusal(session: *mut OrtSession, options: *const OrtRunOptions, frames: i64)
     if !on_gpu().contains(&session.addr()) {
         return None;
     }
+    note_thread("");
     if let Some(code) = control("lost") {
         return Some(lost(code));
     }
@@ -413,6 +425,7 @@ fn refusal(session: *mut OrtSession, options: *const OrtRunOptions, frames: i64)
     }
     if let Some(graph) = kept(&GRAPHS).lock().unwrap().get(&options.addr()) {
         note(&format!("run gpu_graph_id={graph}"));
+        note_thread(&format!(" gpu_graph_id={graph}"));
         if graph != "-1" && count_down("spoilt") {
             return Some(fail(
                 "CUDA failure 901: operation failed due to a previous error during capture ; GPU=0 ; hostname=host ; \
