@@ -3,14 +3,15 @@
 //! What to do follows from [`Queue`]; here are the tensors, the jobs, and the waiting.
 //!
 //! Lock order: `Shared::state` is never taken with a ticket's or an element's lock held; inside it nothing is taken but
-//! the budget's, a leaf, where tensors are made or dropped.
+//! the budget's, a leaf, where tensors are made or no longer needed. They are dropped outside of it (`Shared::let_go`).
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::ledger::{Ledger, Need};
 use super::queue::{BatchId, Granted, Queue};
@@ -85,7 +86,7 @@ pub(super) struct State {
     pub stop: bool,
     /// The process exits: nothing of the engine's library may be touched any more.
     pub exiting: bool,
-    /// Workers that have not yet let go of the engine.
+    /// Workers that have not yet let go of the engine, and threads that let go of tensors.
     pub workers: usize,
     pub lost: Option<Arc<EngineError>>,
     pub batches: u64,
@@ -101,6 +102,26 @@ pub(super) struct Shared {
     pub ended: Condvar,
     pub spec: ModelSpec,
     pub shrinking: Shrinking,
+}
+
+impl Shared {
+    /// Drops the tensors that are no longer needed, with the lock released meanwhile: on a GPU that may wait for the driver, and all streams would wait
+    /// with it.
+    pub fn let_go(&self, state: &mut MutexGuard<'_, State>) {
+        let gone = mem::take(&mut state.stock.gone);
+        if gone.is_empty() {
+            return;
+        }
+        if state.exiting {
+            // They hold values of the engine's library, which may be gone.
+            return mem::forget(gone);
+        }
+        // The process's exit waits for this.
+        state.workers += 1;
+        MutexGuard::unlocked(state, || drop(gone));
+        state.workers -= 1;
+        self.ended.notify_all();
+    }
 }
 
 /// One engine's queue and workers. Dropping it ends the runs in progress, then the threads, then the engine.
@@ -210,6 +231,7 @@ impl Batcher {
         let (batches, capacity) = (state.queue.batches(), state.queue.capacity());
         if let Err(error) = state.stock.fill(batches, capacity, &self.shared.spec) {
             state.leave(id);
+            self.shared.let_go(&mut state);
             return Err(error);
         }
         state.waiters.push((id, woken.clone()));
@@ -275,7 +297,7 @@ pub fn quiesce(patience: Duration) {
         while state.workers > 0 && !shared.ended.wait_until(&mut state, deadline).timed_out() {}
     }
     // Their tensors hold values of the engine's library.
-    std::mem::forget(workers);
+    mem::forget(workers);
 }
 
 impl Drop for Batcher {
@@ -334,6 +356,7 @@ impl Stream {
                 }
                 // The next in line may find room too.
                 state.wake();
+                shared.let_go(&mut state);
                 drop(state);
                 let memory = memory.map_err(|error| Refused::NoRoom(Arc::new(error)))?;
                 return Ok(Slot {
@@ -368,10 +391,12 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let mut state = self.batcher.shared.state.lock();
+        let shared = &self.batcher.shared;
+        let mut state = shared.state.lock();
         state.waiters.retain(|(id, _)| *id != self.id);
         state.leave(self.id);
         state.wake();
+        shared.let_go(&mut state);
     }
 }
 

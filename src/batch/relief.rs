@@ -1,6 +1,6 @@
 //! What an engine gives back while memory is short.
 //!
-//! Lock order: each call takes the batcher's state alone, and under it the budget's.
+//! Lock order: each call takes the batcher's state alone, and under it the budget's; tensors are dropped outside of it.
 
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -75,7 +75,9 @@ impl Relief {
         let mut state = shared.state.lock();
         let halved = state.queue.press();
         let capacity = state.queue.capacity();
-        halved.then(|| state.stock.trim(capacity, &shared.spec))
+        let freed = halved.then(|| state.stock.trim(capacity, &shared.spec));
+        shared.let_go(&mut state);
+        freed
     }
 
     /// Takes back every [`Self::halve`]; whether there was one.
@@ -92,6 +94,8 @@ impl Relief {
     pub fn drop_tensors(&self) -> u64 {
         let Some(shared) = self.0.upgrade() else { return 0 };
         let mut state = shared.state.lock();
-        if state.exiting { 0 } else { state.stock.drop_free() }
+        let freed = if state.exiting { 0 } else { state.stock.drop_free() };
+        shared.let_go(&mut state);
+        freed
     }
 }

@@ -10,12 +10,14 @@ pub(super) struct Stock {
     free: Vec<BatchTensor>,
     /// All, those included that are being filled or run.
     count: usize,
+    /// No longer needed, nor counted: for [`super::batcher::Shared::let_go`].
+    pub gone: Vec<BatchTensor>,
     pub ledger: Ledger,
 }
 
 impl Stock {
     pub fn new(ledger: Ledger) -> Self {
-        Self { free: Vec::new(), count: 0, ledger }
+        Self { free: Vec::new(), count: 0, gone: Vec::new(), ledger }
     }
 
     /// Makes what is missing of `count` tensors for batches of `capacity`, or of fewer frames where that does not fit.
@@ -46,11 +48,11 @@ impl Stock {
         self.free.push(tensor);
     }
 
-    /// Drops those at rest; bytes.
+    /// Those at rest are gone; bytes.
     pub fn drop_free(&mut self) -> u64 {
         let bytes = self.free.iter().map(|tensor| tensor.bytes() as u64).sum();
         self.count -= self.free.len();
-        self.free = Vec::new();
+        self.gone.append(&mut self.free);
         self.ledger.release(bytes);
         bytes
     }
@@ -70,7 +72,7 @@ impl Stock {
         before.saturating_sub(self.ledger.held().tensors)
     }
 
-    /// A tensor of `capacity` in place of `old`; where memory or the budget does not suffice a smaller one, or `old`.
+    /// A tensor of `capacity` in place of `old`, which is gone; where memory or the budget does not suffice a smaller one, or `old`.
     fn fit(
         &mut self,
         mut old: Option<BatchTensor>,
@@ -81,7 +83,10 @@ impl Stock {
         loop {
             let held = old.as_ref().map_or(0, |old| old.bytes() as u64);
             let error = match self.make(frames, held, spec) {
-                Ok(tensor) => return Ok(tensor),
+                Ok(tensor) => {
+                    self.gone.extend(old);
+                    return Ok(tensor);
+                }
                 Err(error) => error,
             };
             let smaller = (frames > 1 && !spec.batch.is_fixed()).then(|| ceiling::part(frames));
@@ -90,7 +95,10 @@ impl Stock {
                     return Ok(old);
                 }
                 (kept, Some(smaller)) => (old, frames) = (kept, smaller),
-                (_, None) => return Err(error),
+                (old, None) => {
+                    self.gone.extend(old);
+                    return Err(error);
+                }
             }
         }
     }

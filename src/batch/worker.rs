@@ -80,6 +80,7 @@ impl Worker {
             state.recycle(batch);
         }
         loop {
+            self.shared.let_go(&mut state);
             if state.stop {
                 return None;
             }

@@ -44,6 +44,65 @@ fn tensors_go_with_the_last_stream_and_come_with_the_next() {
     assert_eq!(BUDGET.reserved(), batcher.stats().held.total());
 }
 
+/// What an engine keeps with a tensor: notes whether the batcher's lock is free when it is dropped.
+struct Kept {
+    shared: Weak<Shared>,
+    dropped: mpsc::Sender<bool>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let shared = self.shared.upgrade().expect("a batcher");
+        let is_free = shared.state.try_lock_for(Duration::from_secs(1)).is_some();
+        self.dropped.send(is_free).unwrap();
+    }
+}
+
+#[test]
+fn tensors_are_dropped_with_the_lock_released() {
+    static BUDGET: Budget = Budget::new("memory-budget", || 0);
+    let batcher = Arc::new(willing(BatchSize::Any, None, &BUDGET));
+    let (dropped_in, dropped) = mpsc::channel();
+    let shared = &batcher.shared;
+    // Runs a frame in a tensor with which something is kept.
+    let keep = |stream: &Stream| {
+        let slot = stream.acquire(1, Patience::Endless).unwrap();
+        let kept = Kept { shared: Arc::downgrade(shared), dropped: dropped_in.clone() };
+        shared.state.lock().forming[0].tensor.binding = Some(Box::new(kept));
+        assert_eq!(confidence(&submit(slot, 0.5, Duration::ZERO)), 0.5);
+        until_idle(&batcher);
+        assert!(dropped.try_recv().is_err());
+    };
+    let is_dropped = |by: &str| assert_eq!(dropped.recv_timeout(PATIENCE), Ok(true), "{by}");
+
+    let stream = batcher.attach(4).unwrap();
+    keep(&stream);
+    batcher.relief().drop_tensors();
+    is_dropped("pressure");
+    keep(&stream);
+    batcher.relief().halve();
+    is_dropped("pressure, of a tensor that was too large");
+    keep(&stream);
+    batcher.relief().restore();
+    while dropped.try_recv().map(|is_free| assert!(is_free)).is_err() {
+        run_together(&stream, 1);
+        until_idle(&batcher);
+    }
+    keep(&stream);
+    drop(stream);
+    is_dropped("the last stream");
+
+    let stream = batcher.attach(1).unwrap();
+    let slot = stream.acquire(1, Patience::Endless).unwrap();
+    let kept = Kept { shared: Arc::downgrade(shared), dropped: dropped_in.clone() };
+    shared.state.lock().forming[0].tensor.binding = Some(Box::new(kept));
+    drop(stream);
+    drop(slot);
+    is_dropped("a worker, behind the last stream");
+    assert_eq!(BUDGET.reserved(), batcher.stats().held.total());
+    assert_eq!(shared.state.lock().workers, 1);
+}
+
 #[test]
 fn a_batch_is_as_large_as_the_budget_allows_and_says_so() {
     static BUDGET: Budget = Budget::new("memory-budget", || 0);
