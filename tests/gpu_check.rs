@@ -230,29 +230,12 @@ fn a_driver_older_than_the_provider_is_told() {
     }
 }
 
-/// CUDA's provider again, with kernels as machine code for these kinds of GPUs.
-fn provider_with_kernels(folder: &Folder, kinds: &[u32]) {
-    let entries = kinds.iter().map(|kind| format!("{{2, 0x101, 40, 8, {{0}}, {kind}, {{0}}, 0}},"));
-    let source = format!(
-        "struct entry {{ unsigned short kind, version; unsigned head; unsigned long long length; char more[12]; unsigned made_for;
-                         char rest[8]; unsigned long long kernel; }};
-         __attribute__((section(\".nv_fatbin\"), aligned(8), used)) const struct {{
-             unsigned magic; unsigned short version, head; unsigned long long length; struct entry entries[{count}];
-         }} container = {{0xba55ed50, 1, 16, sizeof(struct entry) * {count}, {{{entries}}}}};",
-        count = kinds.len(),
-        entries = entries.collect::<String>(),
-    );
-    let file = folder.path().join("kernels.c");
-    fs::write(&file, source).unwrap();
-    let needed = [&OF_CUDA[..], &["libcuda.so.1"]].concat();
-    folder.library_with(CUDA, &needed, &[file.to_str().unwrap()]);
-}
-
 #[test]
 fn a_gpu_that_the_provider_has_no_kernels_for_is_told() {
     if !beside("a_gpu_that_the_provider_has_no_kernels_for_is_told", |folder| {
         complete(folder);
-        provider_with_kernels(folder, &[75, 80, 90, 120]);
+        let kernels = folder.kernels(&[75, 80, 90, 120]);
+        folder.library_with(CUDA, &[&OF_CUDA[..], &["libcuda.so.1"]].concat(), &[kernels.to_str().unwrap()]);
     }) {
         return;
     }

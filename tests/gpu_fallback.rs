@@ -104,7 +104,16 @@ const PIECES: [Piece; 10] = [
         words: &["newer driver", "CUDA 12.4", "580"],
         ..PIECE
     },
-    Piece { name: "newer GPU", driver: "major=6", words: &["compute capability 6.0", "7.5"], ..PIECE },
+    Piece {
+        name: "GPU that it has kernels for",
+        without: |folder| {
+            let kernels = folder.kernels(&[75, 90]);
+            folder.library_with(CUDA_PROVIDER, &["libcuda.so.1"], &[kernels.to_str().unwrap()]);
+        },
+        driver: "major=6",
+        words: &["compute capability 6.0", "7.5 and 9.0"],
+        ..PIECE
+    },
     Piece {
         name: "provider",
         without: |folder| fs::remove_file(folder.path().join(CUDA_PROVIDER)).unwrap(),

@@ -88,6 +88,23 @@ impl Folder {
         library
     }
 
+    /// Source of kernels as machine code for these kinds of GPUs, to be built into a library.
+    pub fn kernels(&self, kinds: &[u32]) -> PathBuf {
+        let entries = kinds.iter().map(|kind| format!("{{2, 0x101, 40, 8, {{0}}, {kind}, {{0}}, 0}},"));
+        let source = format!(
+            "struct entry {{ unsigned short kind, version; unsigned head; unsigned long long length; char more[12]; unsigned made_for;
+                             char rest[8]; unsigned long long kernel; }};
+             __attribute__((section(\".nv_fatbin\"), aligned(8), used)) const struct {{
+                 unsigned magic; unsigned short version, head; unsigned long long length; struct entry entries[{count}];
+             }} container = {{0xba55ed50, 1, 16, sizeof(struct entry) * {count}, {{{entries}}}}};",
+            count = kinds.len(),
+            entries = entries.collect::<String>(),
+        );
+        let file = self.path().join("kernels.c");
+        fs::write(&file, source).unwrap();
+        file
+    }
+
     /// What a child needs to find all that.
     pub fn variables(&self) -> [(&'static str, String); 3] {
         let text = |path: &Path| path.to_str().unwrap().to_string();
