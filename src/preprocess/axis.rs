@@ -2,7 +2,8 @@
 
 /// One resized position: `near` and `far` are neighbouring samples, or the same where `weight` is 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Tap {
+#[repr(C)]
+pub struct Tap {
     pub near: u32,
     pub far: u32,
     /// Of `far`, 0..1; `near` weighs the rest.

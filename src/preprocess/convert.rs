@@ -119,7 +119,7 @@ impl Converter {
         let (width, height) = size(self.letterbox.model());
         let (picture_width, picture_height) = size(self.letterbox.resized());
         let (left, top) = size(self.letterbox.pad());
-        let padding = f32::from(PADDING) * self.max / 255.0;
+        let padding = padding(self.max);
         margin.ensure(Painted::new(&self.letterbox, padding, size_of::<T>()), || {
             for channel in out.chunks_exact_mut(width * height) {
                 paint_around(channel, width, (left, top), (picture_width, picture_height), padding);
@@ -141,6 +141,11 @@ impl Converter {
     }
 }
 
+/// The grey around the picture where white is `max`.
+pub(super) fn padding(max: f32) -> f32 {
+    f32::from(PADDING) * max / 255.0
+}
+
 /// Fills one channel, `width` values a row, but for the picture's rectangle.
 fn paint_around<T: Element>(
     channel: &mut [T],
@@ -159,6 +164,12 @@ fn paint_around<T: Element>(
 }
 
 fn resampler(format: &FrameFormat, letterbox: &Letterbox, samples: Samples) -> Resampler {
+    let (x, y) = axes(format, letterbox, samples);
+    Resampler::new(samples, format.row_bytes(samples.plane), x, y)
+}
+
+/// Which of a plane's columns and rows the picture's are made of.
+pub(super) fn axes(format: &FrameFormat, letterbox: &Letterbox, samples: Samples) -> (Axis, Axis) {
     let grid = |subsampled, cosited| match (subsampled, cosited) {
         (false, _) => Grid::Full,
         (true, true) => Grid::Cosited,
@@ -167,12 +178,7 @@ fn resampler(format: &FrameFormat, letterbox: &Letterbox, samples: Samples) -> R
     let (frame, resized) = (letterbox.frame(), letterbox.resized());
     let x = grid(samples.subsampled.horizontal, format.chroma.horizontal_cosited);
     let y = grid(samples.subsampled.vertical, format.chroma.vertical_cosited);
-    Resampler::new(
-        samples,
-        format.row_bytes(samples.plane),
-        Axis::new(frame.0, resized.0, x),
-        Axis::new(frame.1, resized.1, y),
-    )
+    (Axis::new(frame.0, resized.0, x), Axis::new(frame.1, resized.1, y))
 }
 
 fn size((x, y): (u32, u32)) -> (usize, usize) {

@@ -2,7 +2,7 @@
 //! pixels become numbers ([`convert`]), in one pass.
 //!
 //! `format` names what comes in, `style` what the model wants; `axis`, `color`, `rows` and `resampler` are
-//! the parts [`convert`] is made of, and `margin` remembers where the grey around the picture is painted already.
+//! the parts [`convert`] is made of, and `margin` remembers where the grey around the picture is painted already. [`recipe`] tells a GPU the same.
 //!
 //! # Why own kernels
 //!
@@ -30,15 +30,18 @@ pub mod convert;
 pub mod format;
 pub mod letterbox;
 pub mod margin;
+pub mod recipe;
 mod resampler;
 pub mod rows;
 pub mod style;
 #[cfg(test)]
 mod tests;
 
+pub use axis::Tap;
 pub use convert::{ConvertError, Converter};
 pub use format::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
 pub use letterbox::{Letterbox, Placement};
 pub use margin::{FrameTensor, Margin};
+pub use recipe::Recipe;
 pub use rows::Kernels;
 pub use style::{ChannelOrder, InputStyle, TensorMut, ValueRange};
