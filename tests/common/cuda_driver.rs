@@ -51,6 +51,35 @@ impl Folder {
         self.stand_in(DRIVER, "cuda", options)
     }
 
+    /// Builds NVIDIA's compiler.
+    pub fn compiler(&self) -> PathBuf {
+        self.stand_in("libnvrtc.so.13", "nvrtc", &[])
+    }
+
+    /// Builds what GStreamer's elements for CUDA want: a driver with more functions, and a decoder's library that decodes nothing.
+    pub fn for_gstreamer(&self) {
+        const DECODER: [&str; 13] = [
+            "CtxLockCreate",
+            "CtxLockDestroy",
+            "CtxLock",
+            "CtxUnlock",
+            "CreateDecoder",
+            "DestroyDecoder",
+            "DecodePicture",
+            "CreateVideoParser",
+            "ParseVideoData",
+            "DestroyVideoParser",
+            "MapVideoFrame64",
+            "UnmapVideoFrame64",
+            "GetDecoderCaps",
+        ];
+        self.driver(&["-DFOR_GSTREAMER"]);
+        let functions = DECODER.map(|name| format!("int cuvid{name}(void) {{ return 801; }}\n"));
+        let source = self.path().join("decoder.c");
+        fs::write(&source, functions.concat()).unwrap();
+        self.library_with("libnvcuvid.so.1", &[], &[source.to_str().unwrap()]);
+    }
+
     /// Builds NVIDIA's management library.
     pub fn nvml(&self) -> PathBuf {
         self.stand_in("libnvidia-ml.so.1", "nvml", &[])
@@ -211,6 +240,7 @@ pub struct Balance {
     pub pins: usize,
     pub streams: usize,
     pub events: usize,
+    pub modules: usize,
 }
 
 impl Balance {
@@ -236,6 +266,7 @@ impl Balance {
             pins: value("pins"),
             streams: value("streams"),
             events: value("events"),
+            modules: value("modules"),
         }
     }
 }

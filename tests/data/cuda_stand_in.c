@@ -12,20 +12,24 @@
  *   limit     bytes that can be allocated on each GPU; what is beyond is out of memory (what is free)
  *   pinnable  bytes of host memory that can be allocated as pinned (all)
  *   lost      what each call that needs a context returns, as after a kernel that failed (0: nothing is lost)
+ *   download  what copies of rows to the host return (0)
  *   loading   how kernels are loaded (2: when they are wanted; 1: at once)
  *   flags     of a GPU's primary context before anybody has set any (0)
  *   any function's name
  *             what it returns in place of success, having done nothing; NAME@N for GPU N alone
  *
  * The file CUDA_STAND_IN_LOG gets a line for each load of the library ("load"), each cuInit ("init"), flags that a primary context is to have
- * ("flags@0=4"), and a balance whenever
- * that changes: "contexts=1 allocations=2 bytes=64 pinned=1 pins=0 streams=1 events=1".
+ * ("flags@0=4"), and a balance whenever that changes: "contexts=1 allocations=2 bytes=64 pinned=1 pins=0 streams=1 events=1 modules=0".
  *
  * What no driver forgives ends the process with a line on stderr: a copy beyond an allocation, what is freed twice or was never there, a
  * call without a context, a context that is given back while something is in it, a GPU number that cuDeviceGet never gave.
  *
- * Compiled with -DWITHOUT_EVENTS it lacks functions, with -DWITHOUT_LATER_FUNCTIONS those that may be missing.
+ * A module is a library that the compiler's stand-in (nvrtc_stand_in.c) has made; its kernel runs on the processor, one thread after another.
+ *
+ * Compiled with -DWITHOUT_EVENTS it lacks functions, with -DWITHOUT_LATER_FUNCTIONS those that may be missing; with -DFOR_GSTREAMER it has what
+ * GStreamer's library for CUDA wants besides, whose contexts are its own.
  */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,10 +43,20 @@ enum { GPUS = 8, DEPTH = 16 };
 
 typedef unsigned long long Address;
 typedef struct { int gpu, retained, destroyed; } Context;
-enum Kind { ALLOCATION, PINNED, PIN, STREAM, EVENT, KINDS };
+enum Kind { ALLOCATION, PINNED, PIN, STREAM, EVENT, MODULE, KINDS };
 typedef struct Thing { enum Kind kind; Context *context; char *start; size_t bytes; struct Thing *next; } Thing;
-/* A stream is a thing with a list of copies; an event is one that knows its stream. */
-typedef struct Copy { void *to; const void *from; size_t bytes; Thing *stream; struct Copy *next; } Copy;
+/* What a module has. */
+typedef void Run(const void *argument, const unsigned blocks[2], const unsigned threads[2]);
+/* A stream is a thing with a list of copies and runs of kernels; an event is one that knows its stream. */
+typedef struct Copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+    Thing *stream;
+    Run *run; /* with the argument at `to`, in place of a copy */
+    unsigned blocks[2], threads[2];
+    struct Copy *next;
+} Copy;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int initialized;
@@ -106,8 +120,8 @@ static void note_balance(void) {
     char line[200];
     for (int gpu = 0; gpu < GPUS; gpu++) contexts += primary[gpu] != NULL;
     for (Thing *thing = things; thing; thing = thing->next) count[thing->kind]++;
-    snprintf(line, sizeof line, "contexts=%d allocations=%d bytes=%zu pinned=%d pins=%d streams=%d events=%d", contexts, count[ALLOCATION],
-             held(NULL, ALLOCATION), count[PINNED], count[PIN], count[STREAM], count[EVENT]);
+    snprintf(line, sizeof line, "contexts=%d allocations=%d bytes=%zu pinned=%d pins=%d streams=%d events=%d modules=%d", contexts, count[ALLOCATION],
+             held(NULL, ALLOCATION), count[PINNED], count[PIN], count[STREAM], count[EVENT], count[MODULE]);
     note(line);
 }
 
@@ -217,20 +231,29 @@ int cuGetErrorString(int code, const char **text) {
     return *text ? SUCCESS : INVALID_VALUE;
 }
 
+/* NVIDIA's compiler asks the driver for more than is written down, where there is one, and does without. */
+int cuGetExportTable(const void **table, const void *id) { return (void)id, *table = NULL, 500; }
+
 int cuDeviceGetCount(int *count) {
     *count = gpus();
     return outcome("cuDeviceGetCount", 0);
 }
 
-/* A device's number is 100 more than the GPU's. */
+/* A device's number is 100 more than the GPU's; GStreamer takes them for the same. */
+#ifdef FOR_GSTREAMER
+enum { FIRST_DEVICE = 0 };
+#else
+enum { FIRST_DEVICE = 100 };
+#endif
+
 int cuDeviceGet(int *device, int gpu) {
-    *device = gpu + 100;
+    *device = gpu + FIRST_DEVICE;
     return gpu < 0 || gpu >= gpus() ? INVALID_DEVICE : outcome("cuDeviceGet", gpu);
 }
 
 static int gpu_of(const char *call, int device) {
-    if (device < 100 || device >= 100 + GPUS) misuse(call, "no device");
-    return device - 100;
+    if (device < FIRST_DEVICE || device >= FIRST_DEVICE + GPUS) misuse(call, "no device");
+    return device - FIRST_DEVICE;
 }
 
 int cuDeviceGetName(char *name, int bytes, int device) {
@@ -241,6 +264,11 @@ int cuDeviceGetName(char *name, int bytes, int device) {
 
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     int gpu = gpu_of("cuDeviceGetAttribute", device);
+#ifdef FOR_GSTREAMER
+    enum { TEXTURE_ALIGNMENT = 14 };
+    if (attribute == TEXTURE_ALIGNMENT) return *value = 512, SUCCESS;
+    if (attribute != 75 && attribute != 76) return *value = 0, SUCCESS;
+#endif
     if (attribute != 75 && attribute != 76) misuse("cuDeviceGetAttribute", "not known to this stand-in");
     *value = (int)(attribute == 75 ? of_gpu("major", gpu, 9) : of_gpu("minor", gpu, 0));
     return outcome("cuDeviceGetAttribute", gpu);
@@ -308,7 +336,8 @@ int cuCtxPushCurrent_v2(void *handle) {
 }
 
 int cuCtxPopCurrent_v2(void **context) {
-    *context = current("cuCtxPopCurrent");
+    Context *was = current("cuCtxPopCurrent");
+    if (context) *context = was;
     depth--;
     return SUCCESS;
 }
@@ -408,19 +437,28 @@ int cuStreamCreate(void **stream, unsigned flags) {
 
 int cuStreamDestroy_v2(void *stream) { LOCKED(give_back("cuStreamDestroy_v2", STREAM, stream)); }
 
-static int enqueue(const char *call, void *to, const void *from, size_t bytes, const char *on_gpu, void *stream) {
-    int result = in_context(call), inside = 0;
-    Copy **end = &copies, *copy;
-    Thing *queue = find(call, STREAM, stream);
+/* Memory of a GPU, of any context where none is named. */
+static void expect_allocated(const char *call, const char *start, size_t bytes, const Context *context) {
+    int inside = 0;
     for (Thing *thing = things; thing; thing = thing->next)
-        inside |= thing->kind == ALLOCATION && on_gpu >= thing->start && on_gpu + bytes <= thing->start + thing->bytes;
+        inside |= thing->kind == ALLOCATION && (!context || thing->context == context) && start >= thing->start &&
+                  start + bytes <= thing->start + thing->bytes;
     if (!inside || !bytes) misuse(call, "a copy beyond what was allocated");
-    if (result != SUCCESS) return result;
-    copy = malloc(sizeof *copy);
-    *copy = (Copy){to, from, bytes, queue, NULL};
+}
+
+static void append(Copy copy) {
+    Copy **end = &copies;
     while (*end) end = &(*end)->next;
-    *end = copy;
-    return SUCCESS;
+    *end = malloc(sizeof copy);
+    **end = copy;
+}
+
+static int enqueue(const char *call, void *to, const void *from, size_t bytes, const char *on_gpu, void *stream) {
+    int result = in_context(call);
+    Thing *queue = find(call, STREAM, stream);
+    expect_allocated(call, on_gpu, bytes, NULL);
+    if (result == SUCCESS) append((Copy){.to = to, .from = from, .bytes = bytes, .stream = queue});
+    return result;
 }
 
 int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *stream) {
@@ -433,6 +471,78 @@ int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
     LOCKED(enqueue("cuMemcpyDtoHAsync_v2", to, on_gpu, bytes, on_gpu, stream));
 }
 
+static int enqueue_on_gpu(const char *call, Address to, Context *to_context, Address from, Context *from_context, size_t bytes, void *stream) {
+    expect_allocated(call, (char *)(size_t)from, bytes, from_context);
+    expect_allocated(call, (char *)(size_t)to, bytes, to_context);
+    return enqueue(call, (char *)(size_t)to, (char *)(size_t)from, bytes, (char *)(size_t)to, stream);
+}
+
+int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *stream) {
+    const char *call = "cuMemcpyDtoDAsync_v2";
+    LOCKED(enqueue_on_gpu(call, to, current(call), from, current(call), bytes, stream));
+}
+
+int cuMemcpyPeerAsync(Address to, void *to_context, Address from, void *from_context, size_t bytes, void *stream) {
+    LOCKED(enqueue_on_gpu("cuMemcpyPeerAsync", to, to_context, from, from_context, bytes, stream));
+}
+
+/* The image is the name of a library. */
+static int load(void **module, const char *image) {
+    const char *call = "cuModuleLoadData", *mark = "stand-in:";
+    int result = in_context(call);
+    void *library;
+    if (result != SUCCESS) return result;
+    if (strncmp(image, mark, strlen(mark)) || !(library = dlopen(image + strlen(mark), RTLD_NOW))) return 200;
+    /* Several modules may be one library: it stands where others have their bytes. */
+    *module = add(call, MODULE, NULL, (size_t)library);
+    return SUCCESS;
+}
+
+int cuModuleLoadData(void **module, const void *image) { LOCKED(load(module, image)); }
+
+int cuModuleUnload(void *module) { LOCKED(give_back("cuModuleUnload", MODULE, module)); }
+
+/* What stands for a kernel: `NAME_run` of the library, and the size of its argument. They stay, as there are few. */
+typedef struct { Run *run; size_t bytes; } Function;
+
+static int function(void **handle, void *module, const char *name) {
+    const char *call = "cuModuleGetFunction";
+    int result = in_context(call);
+    void *library = (void *)find(call, MODULE, module)->bytes;
+    char run[100];
+    if (result != SUCCESS) return result;
+    snprintf(run, sizeof run, "%s_run", name);
+    Run *found = (Run *)dlsym(library, run);
+    const size_t *bytes = dlsym(library, "argument_bytes");
+    if (!found || !bytes) return 500;
+    Function *kernel = malloc(sizeof *kernel);
+    *kernel = (Function){found, *bytes};
+    *handle = kernel;
+    return SUCCESS;
+}
+
+int cuModuleGetFunction(void **handle, void *module, const char *name) { LOCKED(function(handle, module, name)); }
+
+static int launch(const Function *kernel, const unsigned blocks[2], const unsigned threads[2], void *stream, void **arguments) {
+    const char *call = "cuLaunchKernel";
+    int result = in_context(call);
+    Thing *queue = find(call, STREAM, stream);
+    void *argument;
+    if (result != SUCCESS) return result;
+    /* Copied at once, as the driver does. */
+    argument = malloc(kernel->bytes);
+    memcpy(argument, arguments[0], kernel->bytes);
+    append((Copy){.to = argument, .stream = queue, .run = kernel->run, .blocks = {blocks[0], blocks[1]}, .threads = {threads[0], threads[1]}});
+    return SUCCESS;
+}
+
+int cuLaunchKernel(void *handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
+                   unsigned shared, void *stream, void **arguments, void **extra) {
+    const unsigned blocks[2] = {grid_x, grid_y}, threads[2] = {block_x, block_y};
+    if (grid_z != 1 || block_z != 1 || shared || extra || block_x * block_y > 1024) return INVALID_VALUE;
+    LOCKED(launch(handle, blocks, threads, stream, arguments));
+}
+
 /* What the stream has to do is done. */
 static void drain(Thing *stream) {
     for (Copy **place = &copies; *place;) {
@@ -441,7 +551,12 @@ static void drain(Thing *stream) {
             place = &copy->next;
             continue;
         }
-        memcpy(copy->to, copy->from, copy->bytes);
+        if (copy->run) {
+            copy->run(copy->to, copy->blocks, copy->threads);
+            free(copy->to);
+        } else {
+            memcpy(copy->to, copy->from, copy->bytes);
+        }
         *place = copy->next;
         free(copy);
     }
@@ -498,4 +613,91 @@ int cuModuleGetLoadingMode(int *mode) {
     *mode = (int)control("loading", 2);
     return outcome("cuModuleGetLoadingMode", 0);
 }
+#endif
+
+/* A context that is not the GPU's primary one, as an application or a decoder makes it. It becomes the thread's current one. */
+static int create(void **handle, int device) {
+    Context *context = calloc(1, sizeof *context);
+    context->gpu = gpu_of("cuCtxCreate_v2", device);
+    context->retained = 1;
+    if (depth == DEPTH) misuse("cuCtxCreate_v2", "contexts pile up");
+    stack[depth++] = context;
+    *handle = context;
+    return outcome("cuCtxCreate_v2", context->gpu);
+}
+
+int cuCtxCreate_v2(void **handle, unsigned flags, int device) {
+    (void)flags;
+    LOCKED(create(handle, device));
+}
+
+/* What is in it goes with it. */
+static int end(Context *context) {
+    for (Thing *thing = things, *next; thing; thing = next) {
+        next = thing->next;
+        if (thing->context == context) forget(thing);
+    }
+    if (depth && stack[depth - 1] == context) depth--;
+    context->destroyed = 1;
+    return SUCCESS;
+}
+
+int cuCtxDestroy_v2(void *handle) { LOCKED(end(handle)); }
+
+#ifdef FOR_GSTREAMER
+/* As the driver's header has it. */
+typedef struct {
+    size_t from_x, from_y;
+    int from_kind; /* 1 is the host's, 2 a GPU's */
+    const void *from_host;
+    Address from;
+    void *from_array;
+    size_t from_pitch, to_x, to_y;
+    int to_kind;
+    void *to_host;
+    Address to;
+    void *to_array;
+    size_t to_pitch, bytes, rows;
+} Copy2D;
+
+static int copy_rows(const Copy2D *copy) {
+    const char *call = "cuMemcpy2D_v2";
+    int result = in_context(call);
+    if (result == SUCCESS && copy->to_kind == 1) result = (int)control("download", SUCCESS);
+    if (result != SUCCESS) return result;
+    const char *from = copy->from_kind == 1 ? copy->from_host : (const char *)(size_t)copy->from;
+    char *to = copy->to_kind == 1 ? copy->to_host : (char *)(size_t)copy->to;
+    for (size_t row = 0; row < copy->rows; row++) {
+        const char *start = from + (copy->from_y + row) * copy->from_pitch + copy->from_x;
+        char *end = to + (copy->to_y + row) * copy->to_pitch + copy->to_x;
+        if (copy->from_kind == 2) expect_allocated(call, start, copy->bytes, current(call));
+        if (copy->to_kind == 2) expect_allocated(call, end, copy->bytes, current(call));
+        memcpy(end, start, copy->bytes);
+    }
+    return SUCCESS;
+}
+
+int cuMemcpy2D_v2(const Copy2D *copy) { LOCKED(copy_rows(copy)); }
+int cuMemcpy2DAsync_v2(const Copy2D *copy, void *stream) {
+    (void)stream;
+    LOCKED(copy_rows(copy));
+}
+
+int cuMemAllocPitch_v2(Address *address, size_t *pitch, size_t bytes, size_t rows, unsigned element) {
+    (void)element;
+    *pitch = (bytes + 511) / 512 * 512;
+    LOCKED(allocate(address, *pitch * rows));
+}
+
+int cuMemAllocHost_v2(void **start, size_t bytes) { LOCKED(allocate_pinned(start, bytes)); }
+int cuStreamDestroy(void *stream) { LOCKED(give_back("cuStreamDestroy", STREAM, stream)); }
+int cuDeviceCanAccessPeer(int *can, int one, int other) { return (void)one, (void)other, *can = 0, SUCCESS; }
+
+/* Wanted to be there, and never called here. */
+#define REFUSE(name) \
+    int name(void) { return 801; }
+REFUSE(cuCtxEnablePeerAccess) REFUSE(cuCtxDisablePeerAccess) REFUSE(cuGLGetDevices_v2) REFUSE(cuGraphicsGLRegisterBuffer)
+REFUSE(cuGraphicsGLRegisterImage) REFUSE(cuGraphicsMapResources) REFUSE(cuGraphicsResourceGetMappedPointer_v2)
+REFUSE(cuGraphicsResourceSetMapFlags_v2) REFUSE(cuGraphicsSubResourceGetMappedArray) REFUSE(cuGraphicsUnmapResources)
+REFUSE(cuGraphicsUnregisterResource) REFUSE(cuTexObjectCreate) REFUSE(cuTexObjectDestroy)
 #endif

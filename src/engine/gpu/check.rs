@@ -121,7 +121,7 @@ fn files(says: &Says<'_>, library: &Library<'_>) -> Result<Files, EngineError> {
 }
 
 /// Where ONNX Runtime looks for its providers: beside itself, by the name that it was loaded by; links are not followed.
-fn folder(library: &Path) -> Option<PathBuf> {
+pub(in crate::engine) fn folder(library: &Path) -> Option<PathBuf> {
     let is_for_loader = library.components().count() == 1 && library.is_relative();
     let file = libraries::loaded_file(library)
         .or_else(|| if is_for_loader { None } else { Some(library.to_path_buf()) })?;

@@ -7,6 +7,7 @@ mod api;
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::fmt;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
@@ -15,7 +16,9 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(super) use self::api::LIBRARY;
 use self::api::{Address, Api, Handle, api};
+pub use self::kernel::{Argument, Kernel, Launch};
 use crate::engine::runtime;
+use crate::memory::cuda::Span;
 use crate::memory::nvml;
 
 /// What the driver says.
@@ -108,6 +111,8 @@ macro_rules! call {
         $api.outcome(stringify!($name), ($api.$name)($($argument),*))
     };
 }
+
+mod kernel;
 
 /// The newest CUDA that the driver runs: 12040 for 12.4.
 pub fn driver_version() -> Result<u32, DriverError> {
@@ -476,6 +481,36 @@ impl Drop for Pin {
     }
 }
 
+/// Where bytes are copied from.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    Host(&'a [u8]),
+    /// Of the same GPU.
+    Device {
+        memory: &'a DeviceMemory,
+        from: usize,
+        bytes: usize,
+    },
+    /// In any context of the process, also on another GPU.
+    Foreign(Span<'a>),
+}
+
+impl Source<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Host(bytes) => bytes.len(),
+            Self::Device { bytes, .. } => *bytes,
+            Self::Foreign(span) => span.bytes(),
+        }
+    }
+}
+
+/// The driver's names for what a queue does.
+const UPLOAD: &str = "cuMemcpyHtoDAsync_v2";
+const DOWNLOAD: &str = "cuMemcpyDtoHAsync_v2";
+const COPY: &str = "cuMemcpyDtoDAsync_v2";
+const BRING: &str = "cuMemcpyPeerAsync";
+
 /// Copies run one after another, beside whatever else the GPU does. Threads that use one queue wait for each other's copies.
 pub struct Copies {
     card: Arc<Card>,
@@ -489,11 +524,72 @@ impl Copies {
     /// # Errors
     /// Where the driver fails; nothing to copy, more than there is room for, and memory of another GPU are refused.
     pub fn upload(&self, from: &[u8], to: &DeviceMemory) -> Result<(), DriverError> {
-        const CALL: &str = "cuMemcpyHtoDAsync_v2";
-        self.refuse(CALL, from.len(), to)?;
-        let (api, start) = (self.card.api, from.as_ptr().cast());
-        // SAFETY: both are as long, which is looked at above, and stay until the copy is over, which is waited for.
-        self.run(|| unsafe { call!(api, cuMemcpyHtoDAsync_v2(to.address, start, from.len(), self.stream.0)) })
+        self.gather([(0, Source::Host(from))], to)
+    }
+
+    /// Each to its place in `to`, the bytes before it; all are done when this returns.
+    ///
+    /// # Errors
+    /// As [`Copies::upload`].
+    pub fn gather<'a>(
+        &self,
+        parts: impl IntoIterator<Item = (usize, Source<'a>)> + Clone,
+        to: &DeviceMemory,
+    ) -> Result<(), DriverError> {
+        self.look_at_all(parts.clone(), to)?;
+        self.run(|| self.begin_all(parts, to))
+    }
+
+    fn look_at_all<'a>(
+        &self,
+        parts: impl IntoIterator<Item = (usize, Source<'a>)>,
+        to: &DeviceMemory,
+    ) -> Result<(), DriverError> {
+        parts.into_iter().try_for_each(|(at, source)| self.look_at(at, &source, to))
+    }
+
+    fn begin_all<'a>(
+        &self,
+        parts: impl IntoIterator<Item = (usize, Source<'a>)>,
+        to: &DeviceMemory,
+    ) -> Result<(), DriverError> {
+        parts.into_iter().try_for_each(|(at, source)| self.begin(at, source, to))
+    }
+
+    /// Refuses what has no room, or is no place of this GPU.
+    fn look_at(&self, at: usize, source: &Source<'_>, to: &DeviceMemory) -> Result<(), DriverError> {
+        let place = at..at.saturating_add(source.bytes());
+        match *source {
+            Source::Host(_) => self.refuse(UPLOAD, place, to),
+            Source::Device { memory, from, bytes } => {
+                self.refuse(COPY, from..from.saturating_add(bytes), memory)?;
+                self.refuse(COPY, place, to)
+            }
+            Source::Foreign(_) => self.refuse(BRING, place, to),
+        }
+    }
+
+    /// Has the copy begin.
+    fn begin(&self, at: usize, source: Source<'_>, to: &DeviceMemory) -> Result<(), DriverError> {
+        let (api, stream) = (self.card.api, self.stream.0);
+        let place = to.address + at as u64;
+        // SAFETY: all of these have so much room, which was looked at, or the span's maker vouches for; they stay until the copy is
+        // over, which is waited for.
+        unsafe {
+            match source {
+                Source::Host(bytes) => {
+                    call!(api, cuMemcpyHtoDAsync_v2(place, bytes.as_ptr().cast(), bytes.len(), stream))
+                }
+                Source::Device { memory, from, bytes } => {
+                    let from = memory.address + from as u64;
+                    call!(api, cuMemcpyDtoDAsync_v2(place, from, bytes, stream))
+                }
+                Source::Foreign(span) => {
+                    let (own, from) = (self.card.context.0, span.address());
+                    call!(api, cuMemcpyPeerAsync(place, own, from, span.context(), span.bytes(), stream))
+                }
+            }
+        }
     }
 
     /// From the beginning of `from`; done when this returns.
@@ -501,20 +597,33 @@ impl Copies {
     /// # Errors
     /// As [`Copies::upload`].
     pub fn download(&self, from: &DeviceMemory, to: &mut [u8]) -> Result<(), DriverError> {
-        const CALL: &str = "cuMemcpyDtoHAsync_v2";
-        self.refuse(CALL, to.len(), from)?;
-        let (api, start) = (self.card.api, to.as_mut_ptr().cast());
-        // SAFETY: as in `upload`; nobody else has a reference to where it goes.
-        self.run(|| unsafe { call!(api, cuMemcpyDtoHAsync_v2(start, from.address, to.len(), self.stream.0)) })
+        self.download_part(from, 0, to)
     }
 
-    fn refuse(&self, call: &'static str, bytes: usize, memory: &DeviceMemory) -> Result<(), DriverError> {
-        not_empty(call, bytes)?;
+    /// From the bytes of `from` that begin at `start`; done when this returns.
+    ///
+    /// # Errors
+    /// As [`Copies::upload`].
+    pub fn download_part(&self, from: &DeviceMemory, start: usize, to: &mut [u8]) -> Result<(), DriverError> {
+        self.refuse(DOWNLOAD, start..start.saturating_add(to.len()), from)?;
+        let (api, place) = (self.card.api, to.as_mut_ptr().cast());
+        let from = from.address + start as u64;
+        // SAFETY: as in `begin`; nobody else has a reference to where it goes.
+        self.run(|| unsafe { call!(api, cuMemcpyDtoHAsync_v2(place, from, to.len(), self.stream.0)) })
+    }
+
+    fn refuse(
+        &self,
+        call: &'static str,
+        part: Range<usize>,
+        memory: &DeviceMemory,
+    ) -> Result<(), DriverError> {
+        not_empty(call, part.len())?;
         if memory.card.context != self.card.context {
             return Err(DriverError::refused(call, "the memory is another GPU's".into()));
         }
-        if bytes > memory.bytes {
-            let text = format!("{bytes} bytes, of memory with {}", memory.bytes);
+        if part.end > memory.bytes {
+            let text = format!("{} bytes, of memory with {}", part.end, memory.bytes);
             return Err(DriverError::refused(call, text));
         }
         Ok(())
@@ -524,15 +633,14 @@ impl Copies {
     fn run(&self, begin: impl FnOnce() -> Result<(), DriverError>) -> Result<(), DriverError> {
         let api = self.card.api;
         let _current = self.card.enter()?;
-        begin()?;
         // Another thread may record its copy before this one waits; that is the later one, so both are over then.
         // SAFETY: both handles are ours.
-        let over = unsafe {
+        let over = begin().and_then(|()| unsafe {
             call!(api, cuEventRecord(self.done.0, self.stream.0))
                 .and_then(|()| call!(api, cuEventSynchronize(self.done.0)))
-        };
+        });
         if over.is_err() {
-            // The copy is not under way any more when its memory is given back to the caller.
+            // What did begin is not under way any more when its memory is given back to the caller.
             // SAFETY: the handle is ours.
             let _ = unsafe { call!(api, cuStreamSynchronize(self.stream.0)) };
         }

@@ -55,6 +55,12 @@ pub fn keep(names: &[String], folder: &Path) -> Result<(), Vec<Missing>> {
     if wanted.is_empty() { Ok(()) } else { Err(wanted.into_iter().map(Wanted::missing).collect()) }
 }
 
+/// One library that is wanted beside those, kept like them; `None` where it cannot be loaded.
+pub fn opened(name: &str, folder: &Path) -> Option<Library> {
+    keep(&[name.to_string()], folder).ok()?;
+    open(Path::new(name), libc::RTLD_NOLOAD).ok()
+}
+
 struct Wanted {
     name: String,
     /// Where it lies beside ONNX Runtime.

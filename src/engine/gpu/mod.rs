@@ -3,8 +3,9 @@
 
 pub mod budget;
 pub mod check;
+pub mod compiler;
 pub mod driver;
-mod kernels;
+pub mod kernels;
 mod libraries;
 pub mod provider;
 

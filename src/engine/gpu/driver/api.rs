@@ -13,7 +13,7 @@ pub(in crate::engine::gpu) const LIBRARY: &str = "libcuda.so.1";
 /// Where Windows puts it for its Linux guests, in case that the loader was not told.
 const LIBRARY_OF_WSL: &str = "/usr/lib/wsl/lib/libcuda.so.1";
 
-/// A context, stream or event.
+/// A context, stream, event, module or function.
 pub(super) type Handle = *mut c_void;
 /// A GPU's address.
 pub(super) type Address = u64;
@@ -82,6 +82,12 @@ functions! {
     cuEventSynchronize(Handle);
     cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, Handle);
     cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, Handle);
+    cuMemcpyDtoDAsync_v2(Address, Address, usize, Handle);
+    cuMemcpyPeerAsync(Address, Handle, Address, Handle, usize, Handle);
+    cuModuleLoadData(*mut Handle, *const c_void);
+    cuModuleUnload(Handle);
+    cuModuleGetFunction(*mut Handle, Handle, *const c_char);
+    cuLaunchKernel(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void);
 }
 
 /// The process's library, which stays open; one that cannot be opened may be there at the next call.
