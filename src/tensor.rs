@@ -8,8 +8,8 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use half::f16;
 use thiserror::Error;
@@ -53,9 +53,20 @@ pub struct AllocError {
     pub bytes: usize,
 }
 
+/// Memory of a device with a place for each frame of a batch, where a frame may lie instead of here.
+pub trait Mirror: Any + Send + Sync {
+    /// Copies the frame with this index to its place here.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    fn fetch(&self, index: usize, to: &mut [u8]) -> Result<(), String>;
+}
+
 /// Zeroed bytes on a cache line's boundary, freed on drop, and what is painted in each frame's place.
 struct Memory {
     places: Box<[Place]>,
+    /// `None` where there could be none.
+    mirror: OnceLock<Option<Box<dyn Mirror>>>,
     start: NonNull<u8>,
     /// What was allocated, in which `start` lies.
     block: NonNull<u8>,
@@ -67,6 +78,8 @@ struct Memory {
 struct Place {
     /// Whether a slot is out.
     taken: AtomicBool,
+    /// Whether the frame lies in the mirror. Written by who has the slot, read by who has all of them.
+    mirrored: AtomicBool,
     margin: UnsafeCell<Margin>,
 }
 
@@ -94,7 +107,7 @@ impl Memory {
         // SAFETY: less than ALIGNMENT, by which the block is larger than what is used.
         let start = unsafe { block.add(block.align_offset(ALIGNMENT)) };
         let places = (0..frames).map(|_| Place::default()).collect();
-        Ok(Self { places, start, block, layout })
+        Ok(Self { places, mirror: OnceLock::new(), start, block, layout })
     }
 }
 
@@ -160,6 +173,42 @@ impl BatchTensor {
         Some(&all[frames.start * self.extent.bytes()..frames.end * self.extent.bytes()])
     }
 
+    /// These frames, by where they lie. `None` while a slot is out.
+    ///
+    /// # Panics
+    /// Where there are no such frames.
+    pub fn parts(&mut self, frames: Range<usize>) -> Option<Parts<'_>> {
+        assert!(frames.end <= self.capacity, "{frames:?} of {}", self.capacity);
+        Arc::get_mut(&mut self.input)?;
+        Some(Parts { memory: &self.input, frame: self.extent.bytes(), frames })
+    }
+
+    /// Has these frames lie here. The mirror goes once no frame is left in it.
+    ///
+    /// # Errors
+    /// Why one cannot be had of its mirror.
+    pub fn bring_home(&mut self, frames: Range<usize>) -> Result<(), String> {
+        let bytes = self.extent.bytes();
+        let Some(memory) = Arc::get_mut(&mut self.input) else { return Ok(()) };
+        for index in frames {
+            let place = &mut memory.places[index];
+            if !*place.mirrored.get_mut() {
+                continue;
+            }
+            let Some(Some(mirror)) = memory.mirror.get() else { continue };
+            // SAFETY: the memory is ours, has a place for each frame, and is initialised; nobody else reaches it (`get_mut`).
+            let to =
+                unsafe { std::slice::from_raw_parts_mut(memory.start.as_ptr().add(index * bytes), bytes) };
+            *place.margin.get_mut() = Margin::default();
+            mirror.fetch(index, to)?;
+            *place.mirrored.get_mut() = false;
+        }
+        if !memory.places.iter_mut().any(|place| *place.mirrored.get_mut()) {
+            memory.mirror.take();
+        }
+        Ok(())
+    }
+
     /// The whole input's bytes, for the engine. `None` while a slot is out. What is painted in it is forgotten, since
     /// it may be written over.
     pub fn input_bytes(&mut self) -> Option<&mut [u8]> {
@@ -170,6 +219,46 @@ impl BatchTensor {
         Some(unsafe {
             std::slice::from_raw_parts_mut(memory.start.as_ptr(), self.capacity * self.extent.bytes())
         })
+    }
+}
+
+/// Frames of a batch in turn, as many together as lie in one place.
+#[derive(Clone)]
+pub struct Parts<'a> {
+    memory: &'a Memory,
+    /// Bytes.
+    frame: usize,
+    frames: Range<usize>,
+}
+
+/// Some frames of a batch.
+pub enum Part<'a> {
+    Here(&'a [u8]),
+    Mirrored(&'a dyn Mirror),
+}
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = (Range<usize>, Part<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let memory = self.memory;
+        let mirrored = |index: usize| memory.places[index].mirrored.load(Ordering::Relaxed);
+        let first = self.frames.next()?;
+        let lies_there = mirrored(first);
+        while self.frames.start < self.frames.end && mirrored(self.frames.start) == lies_there {
+            self.frames.start += 1;
+        }
+        let frames = first..self.frames.start;
+        let part = match memory.mirror.get() {
+            Some(Some(mirror)) if lies_there => Part::Mirrored(mirror.as_ref()),
+            // SAFETY: the memory is initialised, has a place for each of these frames, and nobody writes to it: no slot was out when
+            // this was made, and none is given while the batch is borrowed.
+            _ => Part::Here(unsafe {
+                let start = memory.start.as_ptr().add(first * self.frame);
+                std::slice::from_raw_parts(start, frames.len() * self.frame)
+            }),
+        };
+        Some((frames, part))
     }
 }
 
@@ -190,6 +279,7 @@ impl TensorSlot {
     /// The frame's values, `[3, height, width]`, and what is painted around the picture there.
     pub fn tensor(&mut self) -> FrameTensor<'_> {
         let FrameExtent { element, len } = self.extent;
+        self.memory.places[self.index].mirrored.store(false, Ordering::Relaxed);
         // SAFETY: within the memory and the only slot of this index (both checked when it was made), aligned, initialised;
         // and the tensor's owner reads only once every slot is gone.
         let values = unsafe {
@@ -203,11 +293,30 @@ impl TensorSlot {
         let margin = unsafe { &mut *self.memory.places[self.index].margin.get() };
         FrameTensor { values, margin }
     }
+
+    pub fn extent(&self) -> FrameExtent {
+        self.extent
+    }
+
+    /// Has `fill` write the frame, whose index it is told, to the batch's mirror, which `make` makes for so many frames where there is none
+    /// yet. `None` where that could not be; it is tried once for a batch.
+    pub fn fill_mirror<E>(
+        &mut self,
+        make: impl FnOnce(usize) -> Option<Box<dyn Mirror>>,
+        fill: impl FnOnce(&dyn Mirror, usize) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        let Memory { places, mirror, .. } = &*self.memory;
+        let mirror = mirror.get_or_init(|| make(places.len())).as_deref()?;
+        let filled = fill(mirror, self.index);
+        places[self.index].mirrored.store(filled.is_ok(), Ordering::Relaxed);
+        Some(filled)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicU8;
 
     #[test]
     #[should_panic(expected = "slot 1 is out")]
@@ -244,6 +353,65 @@ mod tests {
         let second = [2.0_f32; 3].map(f32::to_ne_bytes);
         assert_eq!(batch.filled(1..2).unwrap(), second.as_flattened());
         assert_eq!(batch.bytes(), 2 * 3 * 4);
+    }
+
+    struct Fake(Box<[AtomicU8]>);
+
+    impl Mirror for Fake {
+        fn fetch(&self, index: usize, to: &mut [u8]) -> Result<(), String> {
+            match self.0[index].load(Ordering::Relaxed) {
+                0 => Err(format!("frame {index} was never there")),
+                byte => {
+                    to.fill(byte);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn frames_lie_here_or_in_the_mirror() {
+        let extent = FrameExtent { element: Element::F32, len: 1 };
+        let mut batch = BatchTensor::new(4, extent).unwrap();
+        let make = |frames| -> Option<Box<dyn Mirror>> {
+            Some(Box::new(Fake((0..frames).map(|_| AtomicU8::new(0)).collect())))
+        };
+        let put = |mirror: &dyn Mirror, index: usize| {
+            let fake = (mirror as &dyn Any).downcast_ref::<Fake>().unwrap();
+            fake.0[index].store(7, Ordering::Relaxed);
+            Ok::<(), ()>(())
+        };
+        let places = |batch: &mut BatchTensor, frames| {
+            let parts = batch.parts(frames).unwrap();
+            parts.map(|(frames, part)| (frames, matches!(part, Part::Mirrored(_)))).collect::<Vec<_>>()
+        };
+        assert_eq!(batch.slot(1).fill_mirror(make, put), Some(Ok(())));
+        assert_eq!(batch.slot(2).fill_mirror(|_| None, put), Some(Ok(())));
+        let slot = batch.slot(0);
+        assert!(batch.parts(0..4).is_none());
+        drop(slot);
+        assert_eq!(places(&mut batch, 0..4), [(0..1, false), (1..3, true), (3..4, false)]);
+        assert_eq!(places(&mut batch, 2..3), [(2..3, true)]);
+        // What is written here lies here, and what could not be written there does not lie there.
+        batch.slot(1).tensor();
+        assert_eq!(batch.slot(2).fill_mirror(make, |_, _| Err(())), Some(Err(())));
+        assert_eq!(places(&mut batch, 0..4), [(0..4, false)]);
+        batch.slot(3).fill_mirror(make, put).unwrap().unwrap();
+        batch.bring_home(0..4).unwrap();
+        assert_eq!(places(&mut batch, 0..4), [(0..4, false)]);
+        assert_eq!(batch.filled(2..4).unwrap(), [0, 0, 0, 0, 7, 7, 7, 7]);
+        batch.slot(0).fill_mirror(make, |_, _| Ok::<(), ()>(())).unwrap().unwrap();
+        assert_eq!(batch.bring_home(0..1), Err("frame 0 was never there".into()));
+    }
+
+    #[test]
+    fn a_batch_without_a_mirror_is_not_asked_again() {
+        let extent = FrameExtent { element: Element::F32, len: 1 };
+        let mut batch = BatchTensor::new(1, extent).unwrap();
+        let fill = |_: &dyn Mirror, _| Ok::<(), ()>(());
+        assert_eq!(batch.slot(0).fill_mirror(|_| None, fill), None);
+        assert_eq!(batch.slot(0).fill_mirror(|_| unreachable!(), fill), None);
+        assert_eq!(batch.parts(0..1).unwrap().count(), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 #                                 every test sees the same pixels whatever JPEG decoder it has
 #   assets/clips/bigbuckbunny-1080p.mp4
 #                                 that clip in 1920x1080
+#   assets/nvrtc/                 NVIDIA's compiler for kernels, which needs no GPU (x86-64 only)
 #   assets/models/variants/*.onnx YOLO12n in other layouts (table in tests/data/make_variants.py)
 #   assets/models/tiny/*.onnx     models of a few KB for edge cases (table in tests/data/make_tiny.py)
 #   assets/gpu/*.i420             frames of those pictures as they are in memory, for tests/gpu.sh
@@ -19,6 +20,8 @@
 set -euo pipefail
 # shellcheck source=pipelines/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../pipelines/lib.sh"
+# shellcheck source=pipelines/cuda.sh
+. "$ROOT/pipelines/cuda.sh"
 
 DATA=$ROOT/tests/data
 VENV=$ROOT/target/venv
@@ -135,6 +138,16 @@ make_variants() {
         "$DATA/make_variants.py" "$MODEL" {} "${check[@]}"
 }
 
+# Of the set that setup.sh fetches for CUDA 13.
+fetch_compiler() {
+    local lines name platform sha
+    lines=$(cuda_files 13 | awk -v folder="$ASSETS/nvrtc" '
+        $1 == "wheel" { wanted = ($2 ~ /^nvidia-cuda-nvrtc==/); if (wanted) print $2, $3, $4; next }
+        wanted { file = $2; sub(/.*\//, "", file); print $1, $2, folder "/" file }')
+    read -r name platform sha <<<"$lines"
+    files_from_wheel "$name" "$platform" "$sha" < <(tail -n +2 <<<"$lines")
+}
+
 main() {
     local argument setup_arguments=() gpu_only=0
     CHECK=0
@@ -165,6 +178,7 @@ main() {
         return
     fi
     make_clip
+    [ "$(uname -m)" != x86_64 ] || fetch_compiler
     make_tiny
     say "ready to test: target/assets has pictures, one more clip, gpu, models/tiny and models/variants"
 }

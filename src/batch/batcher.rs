@@ -478,6 +478,11 @@ impl Slot {
         self.memory.as_mut().map(TensorSlot::tensor)
     }
 
+    /// The frame's place, to be filled in another way; as [`Self::tensor`].
+    pub fn place(&mut self) -> Option<&mut TensorSlot> {
+        self.memory.as_mut()
+    }
+
     /// Hands the filled slot in.
     pub fn submit(mut self, job: Job) {
         job.ticket.mark_submitted(Instant::now());

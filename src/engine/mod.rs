@@ -3,6 +3,7 @@
 pub mod active;
 pub mod cache;
 mod choose;
+pub mod cuda_frames;
 pub mod device;
 pub mod estimate;
 pub mod gpu;

@@ -281,6 +281,10 @@ impl OnnxEngine {
         let (session, ports) = (&self.session, &self.ports);
         match &self.way {
             Way::Host(place) => {
+                // Of an engine that was on a GPU.
+                batch
+                    .bring_home(frames.clone())
+                    .map_err(|why| run_failed(&self.spec.file, ort::Error::new(why)))?;
                 host::run(session, place, ports, batch, &frames, options, read).map_err(Failure::from)
             }
             Way::Gpu(lanes) => lanes.run(session, ports, batch, &frames, options, read),

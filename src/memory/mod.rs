@@ -13,6 +13,7 @@
 //! This module knows none of those who react: it publishes levels.
 
 pub mod budget;
+pub mod cuda;
 pub mod heap;
 mod layout;
 mod ledger;

@@ -23,10 +23,11 @@ use super::ports::Ports;
 use super::value::MemoryPlace;
 use super::{SessionOptions, session};
 use crate::decode::OutputRef;
+use crate::engine::cuda_frames::GpuMirror;
 use crate::engine::device::Device;
-use crate::engine::gpu::driver::{self, Card, Copies, DeviceMemory, Pin, PinnedMemory};
+use crate::engine::gpu::driver::{self, Card, Copies, DeviceMemory, Pin, PinnedMemory, Source};
 use crate::engine::{BatchSize, EngineErrorKind, Output};
-use crate::tensor::{BatchTensor, Element};
+use crate::tensor::{BatchTensor, Element, Part, Parts};
 
 /// A thread's lane is its own for good: ONNX Runtime keeps recorded graphs by thread.
 pub(super) struct Lanes {
@@ -222,8 +223,8 @@ impl Lane {
             *self = lanes.maker.lane(ports, count)?;
         }
         lanes.pin(batch);
-        let input = batch.filled(frames.clone()).ok_or_else(slot_is_out)?;
-        self.copies.upload(input, &self.input)?;
+        let parts = batch.parts(frames.clone()).ok_or_else(slot_is_out)?;
+        self.fill(parts, frames.start, ports.input.bytes())?;
         let known = self.buckets.iter().position(|bucket| bucket.frames == count);
         let position = match known {
             Some(position) => position,
@@ -243,6 +244,18 @@ impl Lane {
         let values = values(output, ports.output.element)?;
         read(Output { values, frame_len: ports.output.len });
         Ok(())
+    }
+
+    /// Copies the frames to the input, the one with the index `first` to its beginning.
+    fn fill(&self, parts: Parts<'_>, first: usize, frame: usize) -> Result<(), Failure> {
+        let sources = parts.map(|(frames, part)| {
+            let source = match part {
+                Part::Here(bytes) => Source::Host(bytes),
+                Part::Mirrored(mirror) => GpuMirror::source(mirror, &frames),
+            };
+            ((frames.start - first) * frame, source)
+        });
+        self.copies.gather(sources, &self.input).map_err(Failure::from)
     }
 
     fn bind(

@@ -1,0 +1,159 @@
+//! Frames that lie in a GPU's memory, preprocessed there.
+//!
+//! ```text
+//!  planes of the frame, in whatever context of CUDA's its owner has
+//!     │ copied on the GPU, into the context that ONNX Runtime uses          (GpuConverter::convert, the streaming thread)
+//!  planes, ours
+//!     │ letterbox.cu: resized, converted, scaled and padded in one pass
+//!  the batch's mirror                                                     (GpuMirror, one beside each tensor)
+//!     │ copied on the GPU, between frames that come from the host           (the lane of the engine's worker)
+//!  the session's input
+//! ```
+//!
+//! Pixels never reach the host. Both copies are of a few MB in the GPU's own memory, which has hundreds of GB a second: the first spares
+//! sharing a context with decoders, and gives their frame back at once; the second lets frames of both kinds share a batch.
+
+mod kernel;
+mod mirror;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use self::kernel::Frame;
+pub use self::mirror::GpuMirror;
+use super::gpu::check;
+use super::gpu::compiler::CompileError;
+use super::gpu::driver::{Card, Copies, DeviceMemory, DriverError, Kernel, Launch, Source};
+use super::runtime;
+use crate::memory::budget::Exceeded;
+use crate::memory::cuda::Span;
+use crate::preprocess::style::InputStyle;
+use crate::preprocess::{FrameFormat, Letterbox, Recipe};
+use crate::tensor::{Element, Mirror, TensorSlot};
+
+/// Why frames are not converted on the GPU. They can all the same be read on the host.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Compiler(#[from] CompileError),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// Of the GPU's budget, for the batch's mirror.
+    #[error(transparent)]
+    Budget(#[from] Exceeded),
+    #[error("there is no room beside the batch for frames on the GPU")]
+    NoMirror,
+    #[error("the frame has {given} planes where its format has {needed}")]
+    MissingPlane { needed: usize, given: usize },
+    #[error("plane {plane} has {given} bytes where its {rows} rows of {row_stride} need {needed}")]
+    PlaneTooSmall { plane: usize, rows: usize, row_stride: usize, needed: usize, given: usize },
+}
+
+/// One plane of a frame on a GPU.
+#[derive(Clone, Copy)]
+pub struct GpuPlane<'a> {
+    pub memory: Span<'a>,
+    /// Bytes from one row to the next.
+    pub row_stride: usize,
+}
+
+/// Converts the frames of one stream for one model, as [`crate::preprocess::Converter`] does on the processor.
+pub struct GpuConverter {
+    card: Arc<Card>,
+    /// Whose frames they are, for the budget.
+    owner: String,
+    format: FrameFormat,
+    recipe: Recipe,
+    kernel: Kernel,
+    copies: Copies,
+    tables: kernel::Tables,
+    /// The frame's planes, as large as the largest that came.
+    planes: Option<DeviceMemory>,
+}
+
+/// Where each plane begins among ours: more than any kernel wants aligned.
+const ALIGNMENT: usize = 256;
+
+/// Most planes of a format.
+const MAX_PLANES: usize = 3;
+
+impl GpuConverter {
+    /// For frames of `format` and a model's input of `model` pixels (width, height) on the GPU of this number. Compiles the kernel, which
+    /// takes a moment, where the process has none for that GPU.
+    ///
+    /// # Errors
+    /// Where the driver fails, or NVIDIA's compiler is not there.
+    pub fn new(
+        gpu: u32,
+        format: FrameFormat,
+        model: (u32, u32),
+        style: &InputStyle,
+        owner: &str,
+    ) -> Result<Self, Refusal> {
+        let card = Card::open(gpu)?;
+        let folder = runtime::library().and_then(check::folder);
+        let kernel = kernel::load(&card, folder.as_deref().unwrap_or(Path::new("/")))?;
+        let copies = card.copies()?;
+        let recipe = Recipe::new(&format, model, style);
+        let tables = kernel::Tables::new(&card, &copies, &recipe)?;
+        Ok(Self { card, owner: owner.into(), format, recipe, kernel, copies, tables, planes: None })
+    }
+
+    pub fn letterbox(&self) -> &Letterbox {
+        &self.recipe.letterbox
+    }
+
+    /// Has the frame lie in the mirror of the slot's batch; all is done when this returns, and the planes are not needed any more.
+    ///
+    /// # Errors
+    /// Why it does not. The slot can still be filled on the host.
+    pub fn convert(&mut self, planes: &[GpuPlane<'_>], slot: &mut TensorSlot) -> Result<(), Refusal> {
+        let count = self.format.pixel.planes();
+        let given = planes.len();
+        let planes = planes.get(..count).ok_or(Refusal::MissingPlane { needed: count, given })?;
+        let mut parts = [None; MAX_PLANES];
+        let mut end = 0;
+        for (index, (plane, part)) in planes.iter().zip(&mut parts).enumerate() {
+            let GpuPlane { memory, row_stride } = *plane;
+            let (needed, given) = (self.format.plane_bytes(index, row_stride), memory.bytes());
+            let rows = self.format.rows(index);
+            let rows_fit = row_stride >= self.format.row_bytes(index) || rows == 1;
+            let Some(memory) = memory.part(0..needed).filter(|_| rows_fit) else {
+                return Err(Refusal::PlaneTooSmall { plane: index, rows, row_stride, needed, given });
+            };
+            *part = Some((end, memory));
+            end = (end + needed).next_multiple_of(ALIGNMENT);
+        }
+        let own = match self.planes.take() {
+            Some(own) if own.bytes() >= end => own,
+            // Gone before there is a larger one.
+            _ => self.card.alloc(end)?,
+        };
+        let own = &*self.planes.insert(own);
+        let sources = parts.into_iter().flatten().map(|(at, plane)| (at, Source::Foreign(plane)));
+        let starts = parts.map(|part| part.map_or(0, |(at, _)| own.address() + at as u64));
+        let strides = std::array::from_fn(|index| planes.get(index).map_or(0, |plane| plane.row_stride));
+        let frame = Frame::new(&self.recipe, &self.tables, starts, strides);
+        let (card, owner, kernel, copies) = (&self.card, &self.owner, &self.kernel, &self.copies);
+        let extent = slot.extent();
+        let mut why = None;
+        let make = |frames| match GpuMirror::new(card, frames, extent.bytes(), owner) {
+            Ok(mirror) => Some(Box::new(mirror) as Box<dyn Mirror>),
+            Err(refusal) => {
+                why = Some(refusal);
+                None
+            }
+        };
+        let filled = slot.fill_mirror(make, |mirror, index| {
+            let out = GpuMirror::of(mirror).address(index);
+            let frame = frame.into(out, extent.element == Element::F16);
+            copies.gather_and_launch(sources, own, &Launch { kernel, size: frame.size(), argument: &frame })
+        });
+        match filled {
+            Some(outcome) => outcome.map_err(Refusal::from),
+            None => Err(why.unwrap_or(Refusal::NoMirror)),
+        }
+    }
+}

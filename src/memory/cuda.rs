@@ -1,0 +1,162 @@
+//! Frames that GStreamer keeps in a GPU's memory, as far as they are looked at: its library for CUDA (`libgstcuda-1.0.so.0`) is asked where it is
+//! loaded already, which it is wherever there are such frames, and never linked or loaded.
+
+use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use gst::ffi::{GstMapInfo, GstMemory};
+use gst::glib::translate::from_glib;
+use libloading::os::unix::{Library, RTLD_LAZY};
+use once_cell::sync::OnceCell;
+
+/// The feature of caps by which such frames are known.
+pub const FEATURE: &str = "memory:CUDAMemory";
+
+const LIBRARY: &str = "libgstcuda-1.0.so.0";
+/// `GST_MAP_READ | GST_MAP_CUDA`: the address of the GPU, for reading.
+const READ_ON_GPU: u32 = gst::ffi::GST_MAP_READ | 1 << 17;
+
+/// The public beginning of a `GstCudaMemory`, the same in all releases (1.22 to 1.28).
+#[repr(C)]
+struct CudaMemory {
+    memory: GstMemory,
+    /// A `GstCudaContext`.
+    context: *mut c_void,
+}
+
+struct Api {
+    is_cuda: unsafe extern "C" fn(*mut GstMemory) -> c_int,
+    handle: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+    /// Of releases since 1.24; earlier ones have nothing under way.
+    sync: Option<unsafe extern "C" fn(*mut GstMemory)>,
+    _library: Library,
+}
+
+fn api() -> Option<&'static Api> {
+    static API: OnceCell<Api> = OnceCell::new();
+    API.get_or_try_init(|| {
+        // SAFETY: only what is loaded already is given, so nothing runs.
+        let library = unsafe { Library::open(Some(LIBRARY), RTLD_LAZY | libc::RTLD_NOLOAD) }.map_err(drop)?;
+        // SAFETY: these are the types of the functions of these names in the library's headers.
+        unsafe {
+            Ok::<_, ()>(Api {
+                is_cuda: *library.get("gst_is_cuda_memory").map_err(drop)?,
+                handle: *library.get("gst_cuda_context_get_handle").map_err(drop)?,
+                sync: library.get("gst_cuda_memory_sync").ok().map(|function| *function),
+                _library: library,
+            })
+        }
+    })
+    .ok()
+}
+
+/// Bytes in a context of CUDA's, which are there and not written to for as long as this may be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    address: u64,
+    bytes: usize,
+    context: *mut c_void,
+    lives: PhantomData<&'a ()>,
+}
+
+impl Span<'_> {
+    /// # Safety
+    /// It is as the type says, and `context` is a `CUcontext`.
+    pub unsafe fn new(address: u64, bytes: usize, context: *mut c_void) -> Self {
+        Self { address, bytes, context, lives: PhantomData }
+    }
+
+    /// The GPU's address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The `CUcontext`.
+    pub fn context(&self) -> *mut c_void {
+        self.context
+    }
+
+    /// These of the bytes; `None` where there are not as many.
+    pub fn part(&self, bytes: Range<usize>) -> Option<Self> {
+        let fits = bytes.start <= bytes.end && bytes.end <= self.bytes;
+        fits.then(|| Self { address: self.address + bytes.start as u64, bytes: bytes.len(), ..*self })
+    }
+}
+
+/// A buffer's memory on a GPU, mapped for reading there until this is dropped.
+pub struct CudaMap<'a> {
+    memory: &'a gst::MemoryRef,
+    info: GstMapInfo,
+    context: *mut c_void,
+}
+
+impl<'a> CudaMap<'a> {
+    /// `None` for a buffer that lies elsewhere, or in several memories.
+    pub fn new(buffer: &'a gst::BufferRef) -> Option<Self> {
+        let api = api()?;
+        if buffer.n_memory() != 1 {
+            return None;
+        }
+        let memory = buffer.peek_memory(0);
+        let start = memory.as_ptr().cast_mut();
+        // SAFETY: the memory lives as long as the buffer, and is one of CUDA's before it is looked at as such; its context lives as
+        // long as it does. What is mapped is unmapped on drop.
+        unsafe {
+            if (api.is_cuda)(start) == 0 {
+                return None;
+            }
+            let context = (api.handle)((*start.cast::<CudaMemory>()).context);
+            let mut info = std::mem::zeroed();
+            let mapped: bool = from_glib(gst::ffi::gst_memory_map(start, &mut info, READ_ON_GPU));
+            if !mapped {
+                return None;
+            }
+            if let Some(sync) = api.sync {
+                sync(start);
+            }
+            Some(Self { memory, info, context })
+        }
+    }
+
+    pub fn span(&self) -> Span<'_> {
+        // SAFETY: it is mapped for reading, in this context, until this is dropped.
+        unsafe { Span::new(self.info.data as u64, self.info.size, self.context) }
+    }
+}
+
+impl Drop for CudaMap<'_> {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped once, with this.
+        unsafe { gst::ffi::gst_memory_unmap(self.memory.as_ptr().cast_mut(), &mut self.info) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_span_stay_within_it() {
+        // SAFETY: nobody reads it.
+        let span = unsafe { Span::new(1000, 10, std::ptr::null_mut()) };
+        let part = |range| span.part(range).map(|part| (part.address(), part.bytes()));
+        assert_eq!(part(2..7), Some((1002, 5)));
+        assert_eq!(part(10..10), Some((1010, 0)));
+        assert_eq!(part(3..11), None);
+        #[expect(clippy::reversed_empty_ranges, reason = "as a wrong offset may give")]
+        let wrong = part(7..2);
+        assert_eq!(wrong, None);
+    }
+
+    #[test]
+    fn a_buffer_of_the_host_is_none_of_cuda_s() {
+        gst::init().unwrap();
+        assert!(CudaMap::new(&gst::Buffer::with_size(100).unwrap()).is_none());
+        assert!(CudaMap::new(&gst::Buffer::new()).is_none());
+    }
+}
