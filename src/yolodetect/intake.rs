@@ -13,20 +13,22 @@ use super::imp::{CAT, YoloDetect};
 use super::inflight::{Frame, Place};
 use super::live::{self, Pace};
 use super::negotiation;
+use super::reader::Reader;
 use super::session::{Session, Tuning};
 use super::settings::{Overload, Settings};
 use super::thinning::Thinning;
 use crate::batch::batcher::Job;
 use crate::batch::{Patience, Refused, Ticket};
+use crate::engine::cuda_frames::Refusal;
 use crate::memory::budget;
 use crate::memory::pool::Ledger;
 use crate::meta::Status;
-use crate::preprocess::convert::Converter;
 
 /// What the streaming thread keeps from frame to frame.
 #[derive(Default)]
 pub struct Intake {
-    format: Option<(gst_video::VideoInfo, Converter)>,
+    /// `None` before any caps.
+    reader: Option<Reader>,
     frames: u64,
     thinning: Thinning,
     /// Every ticket ever needed; those that nobody else holds are free.
@@ -46,8 +48,8 @@ impl Intake {
 
     /// How many of the frames that are `wanted` in flight there is room for; see [`Footprint::depth`].
     fn depth(&mut self, wanted: usize) -> (usize, Option<Shortage>) {
-        match (&mut self.footprint, &self.format) {
-            (Some(footprint), Some((info, _))) => footprint.depth(wanted, info.size() as u64),
+        match (&mut self.footprint, &self.reader) {
+            (Some(footprint), Some(reader)) => footprint.depth(wanted, reader.frame_bytes()),
             _ => (wanted, None),
         }
     }
@@ -80,7 +82,7 @@ impl YoloDetect {
         self.upstream_is_live();
         let place = self.inflight.reserve(self.depth(&session, &tuning))?;
         let mut intake = self.intake.lock();
-        if intake.format.is_none() {
+        if intake.reader.is_none() {
             gst::element_imp_error!(
                 self,
                 gst::CoreError::Negotiation,
@@ -118,8 +120,8 @@ impl YoloDetect {
         buffer: gst::Buffer,
         number: u64,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let Some((info, _)) = &intake.format else { return Err(gst::FlowError::NotNegotiated) };
-        let size = (info.width(), info.height());
+        let Some(reader) = &intake.reader else { return Err(gst::FlowError::NotNegotiated) };
+        let size = (reader.info().width(), reader.info().height());
         let pass = |buffer, status| Frame { buffer, number, size, status, ticket: None, deadline: None };
         let pts = buffer.pts();
         let Some((interval, max_fps)) = session.pressure.allowed(tuning.interval, tuning.max_fps) else {
@@ -159,15 +161,10 @@ impl YoloDetect {
         };
         let start = Instant::now();
         let ticket = intake.ticket();
-        let Some((info, converter)) = &mut intake.format else { return Err(gst::FlowError::NotNegotiated) };
-        let converted = slot.tensor().ok_or_else(|| "the slot is gone".to_string()).and_then(|tensor| {
-            negotiation::check_size(&buffer, info)?;
-            let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(&buffer, info)
-                .map_err(|error| error.to_string())?;
-            let (planes, count) = negotiation::planes(&frame).map_err(|error| error.to_string())?;
-            converter.convert(&planes[..count], tensor).map_err(|error| error.to_string())
-        });
-        if let Err(reason) = converted {
+        let Some(reader) = &mut intake.reader else { return Err(gst::FlowError::NotNegotiated) };
+        let read = reader.read(&buffer, session.stream.spec(), &mut slot);
+        let letterbox = *reader.letterbox();
+        if let Err(reason) = read {
             // Before the application hears of it: others' frames wait for this slot.
             drop(slot);
             gst::element_imp_error!(
@@ -179,7 +176,6 @@ impl YoloDetect {
             );
             return Err(gst::FlowError::Error);
         }
-        let letterbox = *converter.letterbox();
         self.stats.lock().preprocessed(start.elapsed());
         intake.thinning.inferred(pts, max_fps);
         slot.submit(Job {
@@ -188,7 +184,19 @@ impl YoloDetect {
             letterbox,
             batch_delay: tuning.batch_delay,
         });
+        if let Ok(Some(refusal)) = read {
+            // After the frame is on its way.
+            self.warn_of_fetching(&refusal);
+        }
         place.fill(Frame { buffer, number, size, status: Status::Inferred, ticket: Some(ticket), deadline })
+    }
+
+    fn warn_of_fetching(&self, why: &Refusal) {
+        gst::element_imp_warning!(
+            self,
+            gst::LibraryError::Settings,
+            ("frames that lie in the GPU's memory are copied to the host, where they are preprocessed: {why}")
+        );
     }
 
     /// Works the settings out anew after a change. A change that makes no sense is told and not followed.
@@ -323,10 +331,7 @@ impl YoloDetect {
 
     fn set_caps(&self, caps: &gst::CapsRef) -> bool {
         let Some(session) = self.session() else { return false };
-        let info = gst_video::VideoInfo::from_caps(caps).ok();
-        let Some((info, format)) =
-            info.and_then(|info| negotiation::frame_format(&info).map(|format| (info, format)))
-        else {
+        let Some((reader, refusal)) = Reader::new(caps, session.stream.spec(), &self.obj().name()) else {
             gst::element_imp_error!(
                 self,
                 gst::CoreError::Negotiation,
@@ -334,13 +339,14 @@ impl YoloDetect {
             );
             return false;
         };
-        let spec = session.stream.spec();
-        let converter = Converter::new(format, spec.input_size, spec.layout.input_style());
-        let period = info.fps();
+        if let Some(refusal) = refusal {
+            self.warn_of_fetching(&refusal);
+        }
+        let period = reader.info().fps();
         let period = (period.numer() > 0 && period.denom() > 0)
             .then(|| Duration::from_secs_f64(f64::from(period.denom()) / f64::from(period.numer())));
         self.live.set_period(period);
-        self.intake.lock().format = Some((info, converter));
+        self.intake.lock().reader = Some(reader);
         true
     }
 

@@ -20,6 +20,7 @@ mod memory_settings;
 mod negotiation;
 mod outlet;
 mod pressure;
+mod reader;
 mod recent;
 mod report;
 mod session;

@@ -1,11 +1,13 @@
 //! What `yolodetect` agrees on with its neighbours: formats, frames' layout in memory, buffers, latency.
 
+use std::env;
 use std::sync::Arc;
 
 use gst_video::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoInfo};
 use once_cell::sync::Lazy;
 
+use crate::memory::cuda;
 use crate::memory::pool::{FramePool, Ledger, Rules};
 use crate::preprocess::{ChromaSite, Colorimetry, FrameFormat, Matrix, PixelFormat, Plane, Range};
 
@@ -32,12 +34,29 @@ const FORMATS: [(VideoFormat, PixelFormat); 19] = [
     (VideoFormat::Gray8, PixelFormat::Gray8),
 ];
 
+/// Frames in a GPU's memory are taken where this is 1 when the plugin is loaded: what was never tried on hardware is nobody's default.
+pub const CUDA_FRAMES: &str = "YOLODETECT_CUDA_FRAMES";
+
 /// Caps of both pads.
 pub fn template_caps() -> &'static gst::Caps {
     static CAPS: Lazy<gst::Caps> = Lazy::new(|| {
-        gst_video::VideoCapsBuilder::new().format_list(FORMATS.iter().map(|(format, _)| *format)).build()
+        let formats = || FORMATS.iter().map(|(format, _)| *format);
+        let mut caps = gst::Caps::new_empty();
+        let all = caps.make_mut();
+        if env::var_os(CUDA_FRAMES).is_some_and(|value| value == "1") {
+            // The decoder's own choice then, as it stands first.
+            let of_gpu = gst_video::VideoCapsBuilder::new().features([cuda::FEATURE]);
+            all.append(of_gpu.format_list(formats()).build());
+        }
+        all.append(gst_video::VideoCapsBuilder::new().format_list(formats()).build());
+        caps
     });
     &CAPS
+}
+
+/// Whether frames of these caps lie in a GPU's memory.
+pub fn on_gpu(caps: &gst::CapsRef) -> bool {
+    caps.features(0).is_some_and(|features| features.contains(cuda::FEATURE))
 }
 
 /// The frame's layout in our own terms; `None` for a format that the template does not have.
@@ -90,6 +109,16 @@ pub fn planes<'a>(
         *plane = Plane { data: frame.plane_data(index as u32)?, row_stride };
     }
     Ok((planes, count))
+}
+
+/// Where a plane begins in the buffer and how long its rows are, by the buffer's own video meta where it has one; `None` for rows that run
+/// backwards.
+pub fn plane_place(buffer: &gst::BufferRef, info: &VideoInfo, plane: usize) -> Option<(usize, usize)> {
+    let (offset, stride) = match buffer.meta::<gst_video::VideoMeta>() {
+        Some(meta) => (*meta.offset().get(plane)?, *meta.stride().get(plane)?),
+        None => (*info.offset().get(plane)?, *info.stride().get(plane)?),
+    };
+    Some((offset, usize::try_from(stride).ok()?))
 }
 
 /// Whether the buffer holds what the caps, or its own video meta, say; mapping trusts a meta blindly.
@@ -147,7 +176,9 @@ pub fn answer_allocation(query: &mut gst::query::Allocation, held: u32, rules: R
         // 0 is no limit.
         *max = if *max == 0 { 0 } else { max.saturating_add(held) };
     }
-    let needs_pool = query.need_pool() && pools.iter().all(|(pool, ..)| pool.is_none());
+    // Ours has host memory.
+    let on_gpu = query.caps().is_some_and(on_gpu);
+    let needs_pool = !on_gpu && query.need_pool() && pools.iter().all(|(pool, ..)| pool.is_none());
     let info = query.caps().and_then(|caps| VideoInfo::from_caps(caps).ok());
     let size = info.and_then(|info| u32::try_from(info.size()).ok()).filter(|&size| size > 0);
     match (size, pools.first_mut()) {
