@@ -693,11 +693,21 @@ int cuMemAllocHost_v2(void **start, size_t bytes) { LOCKED(allocate_pinned(start
 int cuStreamDestroy(void *stream) { LOCKED(give_back("cuStreamDestroy", STREAM, stream)); }
 int cuDeviceCanAccessPeer(int *can, int one, int other) { return (void)one, (void)other, *can = 0, SUCCESS; }
 
-/* Wanted to be there, and never called here. */
+/* Wanted to be there, by 1.22 or 1.26. */
 #define REFUSE(name) \
     int name(void) { return 801; }
 REFUSE(cuCtxEnablePeerAccess) REFUSE(cuCtxDisablePeerAccess) REFUSE(cuGLGetDevices_v2) REFUSE(cuGraphicsGLRegisterBuffer)
 REFUSE(cuGraphicsGLRegisterImage) REFUSE(cuGraphicsMapResources) REFUSE(cuGraphicsResourceGetMappedPointer_v2)
 REFUSE(cuGraphicsResourceSetMapFlags_v2) REFUSE(cuGraphicsSubResourceGetMappedArray) REFUSE(cuGraphicsUnmapResources)
-REFUSE(cuGraphicsUnregisterResource) REFUSE(cuTexObjectCreate) REFUSE(cuTexObjectDestroy)
+REFUSE(cuGraphicsUnregisterResource) REFUSE(cuTexObjectCreate) REFUSE(cuTexObjectDestroy) REFUSE(cuCtxGetLimit) REFUSE(cuCtxSetLimit)
+REFUSE(cuCtxSynchronize) REFUSE(cuDestroyExternalMemory) REFUSE(cuDestroyExternalSemaphore) REFUSE(cuExternalMemoryGetMappedBuffer)
+REFUSE(cuExternalMemoryGetMappedMipmappedArray) REFUSE(cuImportExternalMemory) REFUSE(cuImportExternalSemaphore)
+REFUSE(cuIpcCloseMemHandle) REFUSE(cuIpcGetEventHandle) REFUSE(cuIpcGetMemHandle) REFUSE(cuIpcOpenEventHandle) REFUSE(cuIpcOpenMemHandle)
+REFUSE(cuMemAddressFree) REFUSE(cuMemAddressReserve) REFUSE(cuMemAllocAsync) REFUSE(cuMemAllocFromPoolAsync) REFUSE(cuMemCreate)
+REFUSE(cuMemExportToShareableHandle) REFUSE(cuMemFreeAsync) REFUSE(cuMemGetAccess) REFUSE(cuMemGetAllocationGranularity)
+REFUSE(cuMemGetAllocationPropertiesFromHandle) REFUSE(cuMemImportFromShareableHandle) REFUSE(cuMemMap) REFUSE(cuMemPoolCreate)
+REFUSE(cuMemPoolDestroy) REFUSE(cuMemPoolGetAttribute) REFUSE(cuMemPoolSetAttribute) REFUSE(cuMemRelease)
+REFUSE(cuMemRetainAllocationHandle) REFUSE(cuMemSetAccess) REFUSE(cuMemUnmap) REFUSE(cuMemcpyDtoD_v2) REFUSE(cuMemcpyDtoH_v2)
+REFUSE(cuMemcpyHtoD_v2) REFUSE(cuMemsetD2D16Async) REFUSE(cuMemsetD2D16_v2) REFUSE(cuMemsetD2D32Async) REFUSE(cuMemsetD2D32_v2)
+REFUSE(cuMemsetD2D8Async) REFUSE(cuMemsetD2D8_v2) REFUSE(cuSignalExternalSemaphoresAsync) REFUSE(cuWaitExternalSemaphoresAsync)
 #endif
