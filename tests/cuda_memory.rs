@@ -50,36 +50,23 @@ fn on_gpu(test: &str, prepare: impl FnOnce(&Folder)) -> bool {
 
 /// Pictures that are pushed to `cudaupload`, and what comes of them.
 struct Uploaded {
-    pipeline: Pipeline,
-    source: AppSrc,
-    sink: AppSink,
+    detect: Detect,
     posted: Arc<Mutex<Posted>>,
 }
 
 impl Uploaded {
     fn new(properties: &str) -> Self {
-        let pipeline = Pipeline::new(&format!(
-            "appsrc name=source format=time ! cudaupload ! yolodetect name=detect roi-meta=on max-batch=1 model-file={} {properties} \
-             ! video/x-raw({}) ! appsink name=sink sync=false",
-            common::yolo12n(),
-            cuda::FEATURE,
-        ));
-        let source = pipeline.by_name("source").downcast().unwrap();
-        let sink = pipeline.by_name("sink").downcast().unwrap();
-        let posted = watch(&pipeline);
-        pipeline.0.set_state(gst::State::Playing).unwrap();
-        Self { pipeline, source, sink, posted }
+        let properties = format!("max-batch=1 model-file={} {properties}", common::yolo12n());
+        let detect = Detect::behind("cudaupload", &properties);
+        let posted = watch(&detect.pipeline);
+        Self { detect, posted }
     }
 
-    fn step(&self, picture: &gst::Sample) -> Out {
-        self.source.push_sample(picture).unwrap();
-        let patience = gst::ClockTime::try_from(PATIENCE).unwrap();
-        let sample = self.sink.try_pull_sample(patience);
-        let sample = sample.unwrap_or_else(|| {
-            let error = self.pipeline.bus().pop_filtered(&[gst::MessageType::Error]);
-            panic!("no frame comes out: {error:?}")
-        });
-        Out::new(&sample)
+    fn step(&mut self, picture: &gst::Sample) -> Out {
+        let out = self.detect.step(picture);
+        let caps = self.detect.element().static_pad("src").unwrap().current_caps().unwrap();
+        assert!(caps.features(0).unwrap().contains(cuda::FEATURE), "{caps}");
+        out
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -116,7 +103,7 @@ fn boxes_are_those_of_frames_on_the_host() {
     if !on_gpu("boxes_are_those_of_frames_on_the_host", |_| ()) {
         return;
     }
-    let uploaded = Uploaded::new("device=cuda");
+    let mut uploaded = Uploaded::new("device=cuda");
     for name in ["bus", "zidane"] {
         let picture = nv12(name);
         let wanted = expected(&picture);
@@ -174,7 +161,7 @@ fn without_the_compiler_the_host_reads_the_frames_after_one_warning() {
     if !on_gpu(test, |folder| std::fs::remove_file(folder.path().join("libnvrtc.so.13")).unwrap()) {
         return;
     }
-    let uploaded = Uploaded::new("device=cuda");
+    let mut uploaded = Uploaded::new("device=cuda");
     let picture = nv12("bus");
     let wanted = expected(&picture);
     for _ in 0..2 {
@@ -192,7 +179,7 @@ fn where_the_kernel_fails_the_host_reads_the_frames_from_then_on() {
     if !on_gpu("where_the_kernel_fails_the_host_reads_the_frames_from_then_on", |_| ()) {
         return;
     }
-    let uploaded = Uploaded::new("device=cuda");
+    let mut uploaded = Uploaded::new("device=cuda");
     let picture = nv12("bus");
     let wanted = expected(&picture);
     for control in ["", "cuLaunchKernel=1", ""] {
@@ -204,8 +191,8 @@ fn where_the_kernel_fails_the_host_reads_the_frames_from_then_on() {
     assert!(warning.contains("cuLaunchKernel"), "{warning}");
     // It was meant.
     cuda_driver::control(NO_DOWNLOAD);
-    uploaded.source.push_sample(&picture).unwrap();
-    let error = uploaded.pipeline.wait(gst::MessageType::Error);
+    uploaded.detect.push(&picture);
+    let error = uploaded.detect.pipeline.wait(gst::MessageType::Error);
     let gst::MessageView::Error(error) = error.view() else { unreachable!() };
     assert!(error.error().to_string().contains("frame 3 cannot be read"), "{error:?}");
 }
@@ -215,7 +202,7 @@ fn an_engine_that_moves_to_the_cpu_takes_its_frames_along() {
     if !on_gpu("an_engine_that_moves_to_the_cpu_takes_its_frames_along", |_| ()) {
         return;
     }
-    let uploaded = Uploaded::new("device=cuda device-fallback=on");
+    let mut uploaded = Uploaded::new("device=cuda device-fallback=on");
     let picture = nv12("bus");
     let wanted = expected(&picture);
     compare("bus", &uploaded.step(&picture).boxes, &wanted, EXACT);
@@ -224,10 +211,7 @@ fn an_engine_that_moves_to_the_cpu_takes_its_frames_along() {
     let out = uploaded.step(&picture);
     assert_eq!(out.status, "inferred");
     compare("bus", &out.boxes, &wanted, EXACT);
-    assert_eq!(
-        uploaded.pipeline.by_name("detect").property::<Option<String>>("active-device").as_deref(),
-        Some("cpu")
-    );
+    assert_eq!(uploaded.detect.element().property::<Option<String>>("active-device").as_deref(), Some("cpu"));
     compare("bus", &uploaded.step(&picture).boxes, &wanted, EXACT);
     let warnings = uploaded.warnings();
     let [warning] = &warnings[..] else { panic!("{warnings:?}") };
@@ -239,7 +223,7 @@ fn an_engine_on_the_cpu_reads_them_on_the_host() {
     if !on_gpu("an_engine_on_the_cpu_reads_them_on_the_host", |_| ()) {
         return;
     }
-    let uploaded = Uploaded::new("device=cpu");
+    let mut uploaded = Uploaded::new("device=cpu");
     let picture = nv12("bus");
     compare("bus", &uploaded.step(&picture).boxes, &expected(&picture), EXACT);
     assert_eq!(uploaded.warnings(), [""; 0]);

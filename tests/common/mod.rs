@@ -361,8 +361,14 @@ pub struct Detect {
 
 impl Detect {
     pub fn new(properties: &str) -> Self {
+        Self::behind("identity", properties)
+    }
+
+    /// The frames go through another element first.
+    pub fn behind(element: &str, properties: &str) -> Self {
         let pipeline = Pipeline::new(&format!(
-            "appsrc name=source format=time ! yolodetect name=detect roi-meta=on {properties} ! appsink name=sink sync=false wait-on-eos=false"
+            "appsrc name=source format=time ! {element} ! yolodetect name=detect roi-meta=on {properties} \
+             ! appsink name=sink sync=false wait-on-eos=false"
         ));
         let source = pipeline.by_name("source").downcast().unwrap();
         let sink = pipeline.by_name("sink").downcast().unwrap();

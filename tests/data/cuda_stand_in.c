@@ -466,6 +466,17 @@ int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *strea
     LOCKED(enqueue("cuMemcpyHtoDAsync_v2", on_gpu, from, bytes, on_gpu, stream));
 }
 
+/* At once; what an application calls. */
+static int upload(Address to, const void *from, size_t bytes) {
+    const char *call = "cuMemcpyHtoD_v2";
+    int result = in_context(call);
+    expect_allocated(call, (char *)(size_t)to, bytes, current(call));
+    if (result == SUCCESS) memcpy((void *)(size_t)to, from, bytes);
+    return result;
+}
+
+int cuMemcpyHtoD_v2(Address to, const void *from, size_t bytes) { LOCKED(upload(to, from, bytes)); }
+
 int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
     const char *on_gpu = (const char *)(size_t)from;
     LOCKED(enqueue("cuMemcpyDtoHAsync_v2", to, on_gpu, bytes, on_gpu, stream));
@@ -708,6 +719,6 @@ REFUSE(cuMemExportToShareableHandle) REFUSE(cuMemFreeAsync) REFUSE(cuMemGetAcces
 REFUSE(cuMemGetAllocationPropertiesFromHandle) REFUSE(cuMemImportFromShareableHandle) REFUSE(cuMemMap) REFUSE(cuMemPoolCreate)
 REFUSE(cuMemPoolDestroy) REFUSE(cuMemPoolGetAttribute) REFUSE(cuMemPoolSetAttribute) REFUSE(cuMemRelease)
 REFUSE(cuMemRetainAllocationHandle) REFUSE(cuMemSetAccess) REFUSE(cuMemUnmap) REFUSE(cuMemcpyDtoD_v2) REFUSE(cuMemcpyDtoH_v2)
-REFUSE(cuMemcpyHtoD_v2) REFUSE(cuMemsetD2D16Async) REFUSE(cuMemsetD2D16_v2) REFUSE(cuMemsetD2D32Async) REFUSE(cuMemsetD2D32_v2)
+REFUSE(cuMemsetD2D16Async) REFUSE(cuMemsetD2D16_v2) REFUSE(cuMemsetD2D32Async) REFUSE(cuMemsetD2D32_v2)
 REFUSE(cuMemsetD2D8Async) REFUSE(cuMemsetD2D8_v2) REFUSE(cuSignalExternalSemaphoresAsync) REFUSE(cuWaitExternalSemaphoresAsync)
 #endif
