@@ -16,8 +16,12 @@ mod boxes;
 mod budgets;
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../tests/common/foreign.rs"]
+mod foreign;
 #[path = "gpu/memory.rs"]
 mod memory;
+#[path = "gpu/on_card.rs"]
+mod on_card;
 #[path = "gpu/streams.rs"]
 mod streams;
 
@@ -309,7 +313,11 @@ fn main() {
     });
     let arguments = Arguments(pairs.collect());
     // SAFETY: before any other thread is started. The libraries are those of the caller's environment.
-    unsafe { common::keep_environment() }
+    unsafe {
+        common::keep_environment();
+        // For the part that has such frames; no other is changed by it.
+        env::set_var(on_card::VARIABLE, "1");
+    }
     gst::init().unwrap();
     gstyolodetect::plugin_register_static().unwrap();
     match part.as_str() {
@@ -320,6 +328,7 @@ fn main() {
         "need" => budgets::need(&arguments),
         "budget" => budgets::budget(&arguments),
         "too-small" => budgets::too_small(&arguments),
+        "on-card" => on_card::on_card(&arguments),
         "errors" => errors(&arguments),
         part => stop(format!("there is no part {part}")),
     }

@@ -218,6 +218,7 @@ measure_all() {
     batching_row
     budget_rows
     part errors
+    part on-card
     plugin_row
     say "$CARD; $DEVICE," \
         "$(nproc) cores, ONNX Runtime $(basename "$(readlink -f "$ORT_DYLIB_PATH")")"

@@ -47,9 +47,22 @@ impl Film {
         self.frames.len()
     }
 
+    pub fn info(&self) -> gst_video::VideoInfo {
+        gst_video::VideoInfo::from_caps(&self.caps).unwrap_or_else(|error| stop(error))
+    }
+
+    pub fn frames(&self) -> impl Iterator<Item = &gst::Buffer> {
+        self.frames.iter()
+    }
+
     /// Every frame once through one element with these properties.
     pub fn detect(&self, properties: &str) -> Result<Vec<Out>, String> {
-        let mut detect = Detect::new(properties);
+        self.detect_behind("identity", properties)
+    }
+
+    /// The same, behind another element.
+    pub fn detect_behind(&self, element: &str, properties: &str) -> Result<Vec<Out>, String> {
+        let mut detect = Detect::behind(element, properties);
         for frame in &self.frames {
             detect.push(&gst::Sample::builder().caps(&self.caps).buffer(frame).build());
         }
