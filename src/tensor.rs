@@ -8,10 +8,11 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use half::f16;
+use once_cell::sync::OnceCell;
 use thiserror::Error;
 
 use crate::preprocess::{FrameTensor, Margin, TensorMut};
@@ -65,8 +66,8 @@ pub trait Mirror: Any + Send + Sync {
 /// Zeroed bytes on a cache line's boundary, freed on drop, and what is painted in each frame's place.
 struct Memory {
     places: Box<[Place]>,
-    /// `None` where there could be none.
-    mirror: OnceLock<Option<Box<dyn Mirror>>>,
+    /// Made with the first frame that lies there.
+    mirror: OnceCell<Box<dyn Mirror>>,
     start: NonNull<u8>,
     /// What was allocated, in which `start` lies.
     block: NonNull<u8>,
@@ -107,7 +108,7 @@ impl Memory {
         // SAFETY: less than ALIGNMENT, by which the block is larger than what is used.
         let start = unsafe { block.add(block.align_offset(ALIGNMENT)) };
         let places = (0..frames).map(|_| Place::default()).collect();
-        Ok(Self { places, mirror: OnceLock::new(), start, block, layout })
+        Ok(Self { places, mirror: OnceCell::new(), start, block, layout })
     }
 }
 
@@ -186,27 +187,37 @@ impl BatchTensor {
     /// Has these frames lie here. The mirror goes once no frame is left in it.
     ///
     /// # Errors
-    /// Why one cannot be had of its mirror.
+    /// Why one of them cannot be had of its mirror; all others are here then.
     pub fn bring_home(&mut self, frames: Range<usize>) -> Result<(), String> {
         let bytes = self.extent.bytes();
         let Some(memory) = Arc::get_mut(&mut self.input) else { return Ok(()) };
+        let mut outcome = Ok(());
         for index in frames {
             let place = &mut memory.places[index];
             if !*place.mirrored.get_mut() {
                 continue;
             }
-            let Some(Some(mirror)) = memory.mirror.get() else { continue };
+            let Some(mirror) = memory.mirror.get() else { continue };
             // SAFETY: the memory is ours, has a place for each frame, and is initialised; nobody else reaches it (`get_mut`).
             let to =
                 unsafe { std::slice::from_raw_parts_mut(memory.start.as_ptr().add(index * bytes), bytes) };
             *place.margin.get_mut() = Margin::default();
-            mirror.fetch(index, to)?;
-            *place.mirrored.get_mut() = false;
+            match mirror.fetch(index, to) {
+                Ok(()) => *place.mirrored.get_mut() = false,
+                Err(why) => outcome = outcome.and(Err(why)),
+            }
         }
         if !memory.places.iter_mut().any(|place| *place.mirrored.get_mut()) {
             memory.mirror.take();
         }
-        Ok(())
+        outcome
+    }
+
+    /// The frames that were here have been run: none counts as lying in the mirror, which stays for those to come.
+    pub fn forget_frames(&mut self) {
+        if let Some(memory) = Arc::get_mut(&mut self.input) {
+            memory.places.iter_mut().for_each(|place| *place.mirrored.get_mut() = false);
+        }
     }
 
     /// The whole input's bytes, for the engine. `None` while a slot is out. What is painted in it is forgotten, since
@@ -250,7 +261,7 @@ impl<'a> Iterator for Parts<'a> {
         }
         let frames = first..self.frames.start;
         let part = match memory.mirror.get() {
-            Some(Some(mirror)) if lies_there => Part::Mirrored(mirror.as_ref()),
+            Some(mirror) if lies_there => Part::Mirrored(mirror.as_ref()),
             // SAFETY: the memory is initialised, has a place for each of these frames, and nobody writes to it: no slot was out when
             // this was made, and none is given while the batch is borrowed.
             _ => Part::Here(unsafe {
@@ -299,17 +310,22 @@ impl TensorSlot {
     }
 
     /// Has `fill` write the frame, whose index it is told, to the batch's mirror, which `make` makes for so many frames where there is none
-    /// yet. `None` where that could not be; it is tried once for a batch.
+    /// yet.
+    ///
+    /// # Errors
+    /// Those of the two; the frame does not lie there then.
     pub fn fill_mirror<E>(
         &mut self,
-        make: impl FnOnce(usize) -> Option<Box<dyn Mirror>>,
+        make: impl FnOnce(usize) -> Result<Box<dyn Mirror>, E>,
         fill: impl FnOnce(&dyn Mirror, usize) -> Result<(), E>,
-    ) -> Option<Result<(), E>> {
+    ) -> Result<(), E> {
         let Memory { places, mirror, .. } = &*self.memory;
-        let mirror = mirror.get_or_init(|| make(places.len())).as_deref()?;
-        let filled = fill(mirror, self.index);
-        places[self.index].mirrored.store(filled.is_ok(), Ordering::Relaxed);
-        Some(filled)
+        let place = &places[self.index];
+        place.mirrored.store(false, Ordering::Relaxed);
+        let mirror = mirror.get_or_try_init(|| make(places.len()))?;
+        fill(mirror.as_ref(), self.index)?;
+        place.mirrored.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -369,24 +385,31 @@ mod tests {
         }
     }
 
+    /// So many frames, none of which is there.
+    fn fake(frames: usize) -> Result<Box<dyn Mirror>, ()> {
+        Ok(Box::new(Fake((0..frames).map(|_| AtomicU8::new(0)).collect())))
+    }
+
+    fn put(mirror: &dyn Mirror, index: usize) -> Result<(), ()> {
+        let fake = (mirror as &dyn Any).downcast_ref::<Fake>().unwrap();
+        fake.0[index].store(7, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Which frames lie together, and whether in the mirror.
+    fn places(batch: &mut BatchTensor, frames: Range<usize>) -> Vec<(Range<usize>, bool)> {
+        let parts = batch.parts(frames).unwrap();
+        parts.map(|(frames, part)| (frames, matches!(part, Part::Mirrored(_)))).collect()
+    }
+
     #[test]
     fn frames_lie_here_or_in_the_mirror() {
         let extent = FrameExtent { element: Element::F32, len: 1 };
         let mut batch = BatchTensor::new(4, extent).unwrap();
-        let make = |frames| -> Option<Box<dyn Mirror>> {
-            Some(Box::new(Fake((0..frames).map(|_| AtomicU8::new(0)).collect())))
-        };
-        let put = |mirror: &dyn Mirror, index: usize| {
-            let fake = (mirror as &dyn Any).downcast_ref::<Fake>().unwrap();
-            fake.0[index].store(7, Ordering::Relaxed);
-            Ok::<(), ()>(())
-        };
-        let places = |batch: &mut BatchTensor, frames| {
-            let parts = batch.parts(frames).unwrap();
-            parts.map(|(frames, part)| (frames, matches!(part, Part::Mirrored(_)))).collect::<Vec<_>>()
-        };
-        assert_eq!(batch.slot(1).fill_mirror(make, put), Some(Ok(())));
-        assert_eq!(batch.slot(2).fill_mirror(|_| None, put), Some(Ok(())));
+        // One that cannot be made is tried again.
+        assert_eq!(batch.slot(1).fill_mirror(|_| Err(()), put), Err(()));
+        assert_eq!(batch.slot(1).fill_mirror(fake, put), Ok(()));
+        assert_eq!(batch.slot(2).fill_mirror(|_| unreachable!(), put), Ok(()));
         let slot = batch.slot(0);
         assert!(batch.parts(0..4).is_none());
         drop(slot);
@@ -394,24 +417,30 @@ mod tests {
         assert_eq!(places(&mut batch, 2..3), [(2..3, true)]);
         // What is written here lies here, and what could not be written there does not lie there.
         batch.slot(1).tensor();
-        assert_eq!(batch.slot(2).fill_mirror(make, |_, _| Err(())), Some(Err(())));
+        assert_eq!(batch.slot(2).fill_mirror(fake, |_, _| Err(())), Err(()));
         assert_eq!(places(&mut batch, 0..4), [(0..4, false)]);
-        batch.slot(3).fill_mirror(make, put).unwrap().unwrap();
+        batch.slot(3).fill_mirror(fake, put).unwrap();
         batch.bring_home(0..4).unwrap();
         assert_eq!(places(&mut batch, 0..4), [(0..4, false)]);
         assert_eq!(batch.filled(2..4).unwrap(), [0, 0, 0, 0, 7, 7, 7, 7]);
-        batch.slot(0).fill_mirror(make, |_, _| Ok::<(), ()>(())).unwrap().unwrap();
-        assert_eq!(batch.bring_home(0..1), Err("frame 0 was never there".into()));
     }
 
     #[test]
-    fn a_batch_without_a_mirror_is_not_asked_again() {
+    fn frames_of_a_mirror_that_is_lost_are_lost_alone_and_with_their_batch() {
         let extent = FrameExtent { element: Element::F32, len: 1 };
-        let mut batch = BatchTensor::new(1, extent).unwrap();
-        let fill = |_: &dyn Mirror, _| Ok::<(), ()>(());
-        assert_eq!(batch.slot(0).fill_mirror(|_| None, fill), None);
-        assert_eq!(batch.slot(0).fill_mirror(|_| unreachable!(), fill), None);
-        assert_eq!(batch.parts(0..1).unwrap().count(), 1);
+        let mut batch = BatchTensor::new(3, extent).unwrap();
+        let nothing = |_: &dyn Mirror, _| Ok::<_, ()>(());
+        batch.slot(0).fill_mirror(fake, nothing).unwrap();
+        batch.slot(1).fill_mirror(fake, nothing).unwrap();
+        batch.slot(2).fill_mirror(fake, put).unwrap();
+        for _ in 0..2 {
+            assert_eq!(batch.bring_home(0..3), Err("frame 0 was never there".into()));
+            assert_eq!(places(&mut batch, 0..3), [(0..2, true), (2..3, false)]);
+        }
+        batch.forget_frames();
+        batch.bring_home(0..3).unwrap();
+        assert!(batch.input.mirror.get().is_none(), "nobody needs it");
+        assert_eq!(places(&mut batch, 0..3), [(0..3, false)]);
     }
 
     #[test]

@@ -455,6 +455,7 @@ impl State {
 
     pub fn recycle(&mut self, mut batch: Batch) {
         batch.jobs.clear();
+        batch.tensor.forget_frames();
         self.spare_jobs.push(batch.jobs);
         self.stock.give_back(batch.tensor);
         if self.queue.streams() == 0 && !self.exiting {

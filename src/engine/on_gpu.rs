@@ -61,6 +61,7 @@ pub(super) fn load(order: Order, ledger: &mut Ledger) -> Result<Arc<dyn Engine>,
     };
     // Makes CUDA's context, so that it is not taken for a part of the model.
     let card = onnx::open_card(&options, gpu).map_err(|error| error.of(Memory::Gpu))?;
+    let _load = budget::Load::begin(gpu);
     let there = card.memory().map_err(failed)?;
     let budget = budget::of(gpu);
     let room = Room {

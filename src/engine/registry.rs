@@ -644,6 +644,7 @@ pub(super) fn stop_workers_at_exit() {
         {}
         drop(engines);
         batcher::quiesce(EXIT_PATIENCE);
+        gpu::driver::quiesce(EXIT_PATIENCE);
     }
     // With a bound, for processes that load again and again.
     static TIMES: AtomicUsize = AtomicUsize::new(0);

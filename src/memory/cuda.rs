@@ -4,6 +4,7 @@
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::ptr;
 
 use gst::ffi::{GstMapInfo, GstMemory};
 use gst::glib::translate::from_glib;
@@ -28,9 +29,20 @@ struct CudaMemory {
 struct Api {
     is_cuda: unsafe extern "C" fn(*mut GstMemory) -> c_int,
     handle: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
-    /// Of releases since 1.24; earlier ones have nothing under way.
-    sync: Option<unsafe extern "C" fn(*mut GstMemory)>,
+    sync: Sync,
     _library: Library,
+}
+
+/// How what is under way to a memory is waited for.
+enum Sync {
+    /// Of releases since 1.24, whose memories know their streams.
+    Memory(unsafe extern "C" fn(*mut GstMemory)),
+    /// Earlier ones copy on the context's one stream, and do not always wait.
+    Context {
+        push: unsafe extern "C" fn(*mut c_void) -> c_int,
+        synchronize: unsafe extern "C" fn(*mut c_void) -> c_int,
+        pop: unsafe extern "C" fn(*mut *mut c_void) -> c_int,
+    },
 }
 
 fn api() -> Option<&'static Api> {
@@ -40,10 +52,18 @@ fn api() -> Option<&'static Api> {
         let library = unsafe { Library::open(Some(LIBRARY), RTLD_LAZY | libc::RTLD_NOLOAD) }.map_err(drop)?;
         // SAFETY: these are the types of the functions of these names in the library's headers.
         unsafe {
+            let sync = match library.get("gst_cuda_memory_sync") {
+                Ok(sync) => Sync::Memory(*sync),
+                Err(_) => Sync::Context {
+                    push: *library.get("gst_cuda_context_push").map_err(drop)?,
+                    synchronize: *library.get("CuStreamSynchronize").map_err(drop)?,
+                    pop: *library.get("gst_cuda_context_pop").map_err(drop)?,
+                },
+            };
             Ok::<_, ()>(Api {
                 is_cuda: *library.get("gst_is_cuda_memory").map_err(drop)?,
                 handle: *library.get("gst_cuda_context_get_handle").map_err(drop)?,
-                sync: library.get("gst_cuda_memory_sync").ok().map(|function| *function),
+                sync,
                 _library: library,
             })
         }
@@ -96,30 +116,48 @@ pub struct CudaMap<'a> {
 }
 
 impl<'a> CudaMap<'a> {
-    /// `None` for a buffer that lies elsewhere, or in several memories.
-    pub fn new(buffer: &'a gst::BufferRef) -> Option<Self> {
-        let api = api()?;
-        if buffer.n_memory() != 1 {
-            return None;
+    /// `None` for a buffer that lies elsewhere.
+    ///
+    /// # Errors
+    /// Why it cannot be read there.
+    pub fn new(buffer: &'a gst::BufferRef) -> Result<Option<Self>, String> {
+        if buffer.n_memory() == 0 {
+            return Ok(None);
         }
+        let Some(api) = api() else { return Err(format!("{LIBRARY} is not loaded, or lacks functions")) };
         let memory = buffer.peek_memory(0);
         let start = memory.as_ptr().cast_mut();
         // SAFETY: the memory lives as long as the buffer, and is one of CUDA's before it is looked at as such; its context lives as
         // long as it does. What is mapped is unmapped on drop.
         unsafe {
             if (api.is_cuda)(start) == 0 {
-                return None;
+                return Ok(None);
             }
-            let context = (api.handle)((*start.cast::<CudaMemory>()).context);
+            if buffer.n_memory() > 1 {
+                return Err(format!("the frame lies in {} memories", buffer.n_memory()));
+            }
+            let owner = (*start.cast::<CudaMemory>()).context;
+            let context = (api.handle)(owner);
             let mut info = std::mem::zeroed();
             let mapped: bool = from_glib(gst::ffi::gst_memory_map(start, &mut info, READ_ON_GPU));
             if !mapped {
-                return None;
+                return Err("GStreamer does not map the frame's memory for CUDA".into());
             }
-            if let Some(sync) = api.sync {
-                sync(start);
+            let map = Self { memory, info, context };
+            match api.sync {
+                Sync::Memory(sync) => sync(start),
+                Sync::Context { push, synchronize, pop } => {
+                    if push(owner) == 0 {
+                        return Err("GStreamer's context for CUDA cannot be entered".into());
+                    }
+                    let code = synchronize(ptr::null_mut());
+                    pop(ptr::null_mut());
+                    if code != 0 {
+                        return Err(format!("what is under way to the frame does not end ({code})"));
+                    }
+                }
             }
-            Some(Self { memory, info, context })
+            Ok(Some(map))
         }
     }
 
@@ -154,9 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_of_the_host_is_none_of_cuda_s() {
+    fn a_buffer_of_the_host_is_not_mapped() {
         gst::init().unwrap();
-        assert!(CudaMap::new(&gst::Buffer::with_size(100).unwrap()).is_none());
-        assert!(CudaMap::new(&gst::Buffer::new()).is_none());
+        assert!(CudaMap::new(&gst::Buffer::new()).unwrap().is_none());
+        // Nobody has loaded GStreamer's library, without which there is none to be told.
+        match CudaMap::new(&gst::Buffer::with_size(100).unwrap()) {
+            Ok(map) => assert!(map.is_none()),
+            Err(why) => assert!(why.contains(LIBRARY), "{why}"),
+        }
     }
 }

@@ -20,11 +20,24 @@ pub struct Reader {
 /// Where frames lie, by their caps.
 enum Place {
     Host,
-    /// On a GPU, and read there while the engine is on this device.
-    Gpu(Arc<str>, Box<GpuConverter>),
+    /// On a GPU, and read there.
+    Gpu(Box<OnGpu>),
     /// On a GPU, and read on the host.
     Fetched,
 }
+
+struct OnGpu {
+    /// The engine's device, as long as it does not move.
+    device: Arc<str>,
+    converter: GpuConverter,
+    /// Frames that the host reads before the GPU is tried again.
+    rest: u32,
+    /// That memory is short was told.
+    told: bool,
+}
+
+/// Where memory is short it may be there a second or two later.
+const REST: u32 = 64;
 
 impl Reader {
     /// `None` for caps that are not those of the pads. For frames that lie on a GPU and have to be read on the host, also why, where that
@@ -40,7 +53,9 @@ impl Reader {
                 let device = spec.device.name();
                 let gpu = Device::parse(&device).ok().and_then(|device| device.gpu());
                 match gpu.map(|gpu| GpuConverter::new(gpu, format, spec.input_size, &style, element)) {
-                    Some(Ok(converter)) => (Place::Gpu(device, Box::new(converter)), None),
+                    Some(Ok(converter)) => {
+                        (Place::Gpu(Box::new(OnGpu { device, converter, rest: 0, told: false })), None)
+                    }
                     Some(Err(refusal)) => (Place::Fetched, Some(refusal)),
                     None => (Place::Fetched, None),
                 }
@@ -57,15 +72,15 @@ impl Reader {
         self.converter.letterbox()
     }
 
-    /// Bytes of the host that a frame holds.
+    /// Bytes of the host that a frame holds: GStreamer keeps what it has copied there.
     pub fn frame_bytes(&self) -> u64 {
         match self.place {
-            Place::Host => self.info.size() as u64,
-            _ => 0,
+            Place::Gpu(_) => 0,
+            Place::Host | Place::Fetched => self.info.size() as u64,
         }
     }
 
-    /// Fills the slot, of an engine with this `spec`. Should the GPU not do that any more, the host does, from now on, and it is said why.
+    /// Fills the slot, of an engine with this `spec`. Where the GPU does not do that, the host does, and it is said once why.
     ///
     /// # Errors
     /// Why the frame cannot be read at all.
@@ -76,21 +91,28 @@ impl Reader {
         slot: &mut Slot,
     ) -> Result<Option<Refusal>, String> {
         negotiation::check_size(buffer, &self.info)?;
-        let refusal = match &mut self.place {
-            Place::Gpu(device, converter) if *device == spec.device.name() => {
-                match read_on_gpu(converter, buffer, &self.info, slot) {
-                    Some(Ok(())) => return Ok(None),
-                    Some(Err(refusal)) => Some(refusal),
-                    // Only this one lies elsewhere.
-                    None => return self.read_on_host(buffer, slot).map(|()| None),
-                }
-            }
+        let told = match &mut self.place {
+            Place::Host | Place::Fetched => None,
             // The engine has moved.
-            Place::Gpu(..) => None,
-            Place::Host | Place::Fetched => return self.read_on_host(buffer, slot).map(|()| None),
+            Place::Gpu(on_gpu) if on_gpu.device != spec.device.name() => {
+                self.place = Place::Fetched;
+                None
+            }
+            Place::Gpu(on_gpu) => match on_gpu.read(buffer, &self.info, slot) {
+                Ok(true) => return Ok(None),
+                Ok(false) => None,
+                Err(refusal) if refusal.may_pass() => {
+                    on_gpu.rest = REST;
+                    let loading = matches!(refusal, Refusal::Loading);
+                    (!loading && !std::mem::replace(&mut on_gpu.told, true)).then_some(refusal)
+                }
+                Err(refusal) => {
+                    self.place = Place::Fetched;
+                    Some(refusal)
+                }
+            },
         };
-        self.place = Place::Fetched;
-        self.read_on_host(buffer, slot).map(|()| refusal)
+        self.read_on_host(buffer, slot).map(|()| told)
     }
 
     /// GStreamer has what lies on a GPU copied to the host for that.
@@ -103,20 +125,32 @@ impl Reader {
     }
 }
 
-/// `None` where the buffer lies on no GPU.
-fn read_on_gpu(
-    converter: &mut GpuConverter,
-    buffer: &gst::BufferRef,
-    info: &gst_video::VideoInfo,
-    slot: &mut Slot,
-) -> Option<Result<(), Refusal>> {
-    let map = CudaMap::new(buffer)?;
-    let span = map.span();
-    let mut planes = [GpuPlane { memory: span, row_stride: 0 }; MAX_PLANES];
-    let count = (info.n_planes() as usize).min(MAX_PLANES);
-    for (index, plane) in planes.iter_mut().enumerate().take(count) {
-        let (offset, row_stride) = negotiation::plane_place(buffer, info, index)?;
-        *plane = GpuPlane { memory: span.part(offset..span.bytes())?, row_stride };
+impl OnGpu {
+    /// Whether the frame was read: not where this one lies on no GPU, nor while memory was short lately.
+    fn read(
+        &mut self,
+        buffer: &gst::BufferRef,
+        info: &gst_video::VideoInfo,
+        slot: &mut Slot,
+    ) -> Result<bool, Refusal> {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return Ok(false);
+        }
+        let Some(map) = CudaMap::new(buffer).map_err(Refusal::Unreadable)? else { return Ok(false) };
+        let span = map.span();
+        let mut planes = [GpuPlane { memory: span, row_stride: 0 }; MAX_PLANES];
+        let count = (info.n_planes() as usize).min(MAX_PLANES);
+        for (index, plane) in planes.iter_mut().enumerate().take(count) {
+            let place = negotiation::plane_place(buffer, info, index);
+            let found = place.and_then(|(offset, row_stride)| {
+                let memory = span.part(offset..span.bytes())?;
+                Some(GpuPlane { memory, row_stride })
+            });
+            let beyond = || Refusal::Unreadable(format!("plane {index} does not lie in the frame's memory"));
+            *plane = found.ok_or_else(beyond)?;
+        }
+        let Some(place) = slot.place() else { return Ok(false) };
+        self.converter.convert(&planes[..count], place).map(|()| true)
     }
-    Some(converter.convert(&planes[..count], slot.place()?))
 }

@@ -575,6 +575,8 @@ static void drain(Thing *stream) {
 
 static int wait_for_stream(void *stream) {
     int result = in_context("cuStreamSynchronize");
+    /* The default stream, on which nothing waits here. */
+    if (!stream) return result;
     Thing *queue = find("cuStreamSynchronize", STREAM, stream);
     if (result == SUCCESS) drain(queue);
     return result;

@@ -59,6 +59,10 @@ impl Tables {
         copies.upload(&bytes, &memory)?;
         Ok(Self { memory, starts })
     }
+
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
 }
 
 /// `struct Component` of the kernel.

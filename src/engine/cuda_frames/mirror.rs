@@ -4,7 +4,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Refusal;
+use super::{Refusal, room};
 use crate::engine::gpu::budget;
 use crate::engine::gpu::driver::{Card, Copies, DeviceMemory, Source};
 use crate::memory::budget::{Consumer, Reservation};
@@ -26,8 +26,13 @@ impl GpuMirror {
     /// Where the budget or the GPU has no room.
     pub fn new(card: &Arc<Card>, frames: usize, frame: usize, owner: &str) -> Result<Self, Refusal> {
         let bytes = frames.saturating_mul(frame);
-        let reserved = budget::of(card.index()).reserve(Consumer::Tensors, owner, bytes as u64)?;
+        let mut reserved = budget::of(card.index()).hold(Consumer::Tensors, owner);
+        room::take(card, &mut reserved, bytes as u64)?;
         Ok(Self { memory: card.alloc(bytes)?, copies: card.copies()?, frame, _reserved: reserved })
+    }
+
+    pub fn is_on(&self, card: &Card) -> bool {
+        self.memory.is_on(card)
     }
 
     /// There is no other kind.

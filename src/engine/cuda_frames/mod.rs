@@ -15,6 +15,7 @@
 
 mod kernel;
 mod mirror;
+mod room;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,14 +24,15 @@ use thiserror::Error;
 
 use self::kernel::Frame;
 pub use self::mirror::GpuMirror;
+use super::gpu::budget;
 use super::gpu::check;
 use super::gpu::compiler::CompileError;
 use super::gpu::driver::{Card, Copies, DeviceMemory, DriverError, Kernel, Launch, Source};
 use super::runtime;
-use crate::memory::budget::Exceeded;
+use crate::memory::budget::{Consumer, Exceeded, Megabytes, Reservation};
 use crate::memory::cuda::Span;
 use crate::preprocess::style::InputStyle;
-use crate::preprocess::{FrameFormat, Letterbox, Recipe};
+use crate::preprocess::{FrameFormat, Recipe};
 use crate::tensor::{Element, Mirror, TensorSlot};
 
 /// Why frames are not converted on the GPU. They can all the same be read on the host.
@@ -40,15 +42,34 @@ pub enum Refusal {
     Compiler(#[from] CompileError),
     #[error(transparent)]
     Driver(#[from] DriverError),
-    /// Of the GPU's budget, for the batch's mirror.
     #[error(transparent)]
     Budget(#[from] Exceeded),
-    #[error("there is no room beside the batch for frames on the GPU")]
-    NoMirror,
+    /// Where no budget is set.
+    #[error("{} more would be beyond the {} that the process may take of the GPU", Megabytes(*more), Megabytes(*limit))]
+    Full { more: u64, limit: u64 },
+    #[error("a model is being loaded there")]
+    Loading,
+    #[error("{0}")]
+    Unreadable(String),
     #[error("the frame has {given} planes where its format has {needed}")]
     MissingPlane { needed: usize, given: usize },
     #[error("plane {plane} has {given} bytes where its {rows} rows of {row_stride} need {needed}")]
     PlaneTooSmall { plane: usize, rows: usize, row_stride: usize, needed: usize, given: usize },
+    #[error("the tensor has room for {given} elements where one frame has {needed}")]
+    TensorSize { needed: usize, given: usize },
+    #[error("the batch's frames lie on another GPU")]
+    Elsewhere,
+}
+
+impl Refusal {
+    /// Memory is what is short, which may pass.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Budget(_) | Self::Full { .. } | Self::Loading => true,
+            Self::Driver(error) => error.is_out_of_memory(),
+            _ => false,
+        }
+    }
 }
 
 /// One plane of a frame on a GPU.
@@ -64,6 +85,8 @@ pub struct GpuConverter {
     card: Arc<Card>,
     /// Whose frames they are, for the budget.
     owner: String,
+    /// Of planes and tables.
+    held: Reservation,
     format: FrameFormat,
     recipe: Recipe,
     kernel: Kernel,
@@ -98,11 +121,9 @@ impl GpuConverter {
         let copies = card.copies()?;
         let recipe = Recipe::new(&format, model, style);
         let tables = kernel::Tables::new(&card, &copies, &recipe)?;
-        Ok(Self { card, owner: owner.into(), format, recipe, kernel, copies, tables, planes: None })
-    }
-
-    pub fn letterbox(&self) -> &Letterbox {
-        &self.recipe.letterbox
+        let mut held = budget::of(gpu).hold(Consumer::Frames, owner);
+        held.set(tables.bytes() as u64);
+        Ok(Self { card, owner: owner.into(), held, format, recipe, kernel, copies, tables, planes: None })
     }
 
     /// Has the frame lie in the mirror of the slot's batch; all is done when this returns, and the planes are not needed any more.
@@ -126,10 +147,21 @@ impl GpuConverter {
             *part = Some((end, memory));
             end = (end + needed).next_multiple_of(ALIGNMENT);
         }
+        let extent = slot.extent();
+        let (width, height) = self.recipe.letterbox.model();
+        let needed = 3 * width as usize * height as usize;
+        if extent.len != needed {
+            return Err(Refusal::TensorSize { needed, given: extent.len });
+        }
         let own = match self.planes.take() {
             Some(own) if own.bytes() >= end => own,
             // Gone before there is a larger one.
-            _ => self.card.alloc(end)?,
+            smaller => {
+                drop(smaller);
+                self.held.set(self.tables.bytes() as u64);
+                room::take(&self.card, &mut self.held, end as u64)?;
+                self.card.alloc(end)?
+            }
         };
         let own = &*self.planes.insert(own);
         let sources = parts.into_iter().flatten().map(|(at, plane)| (at, Source::Foreign(plane)));
@@ -137,23 +169,17 @@ impl GpuConverter {
         let strides = std::array::from_fn(|index| planes.get(index).map_or(0, |plane| plane.row_stride));
         let frame = Frame::new(&self.recipe, &self.tables, starts, strides);
         let (card, owner, kernel, copies) = (&self.card, &self.owner, &self.kernel, &self.copies);
-        let extent = slot.extent();
-        let mut why = None;
-        let make = |frames| match GpuMirror::new(card, frames, extent.bytes(), owner) {
-            Ok(mirror) => Some(Box::new(mirror) as Box<dyn Mirror>),
-            Err(refusal) => {
-                why = Some(refusal);
-                None
-            }
-        };
-        let filled = slot.fill_mirror(make, |mirror, index| {
-            let out = GpuMirror::of(mirror).address(index);
-            let frame = frame.into(out, extent.element == Element::F16);
-            copies.gather_and_launch(sources, own, &Launch { kernel, size: frame.size(), argument: &frame })
-        });
-        match filled {
-            Some(outcome) => outcome.map_err(Refusal::from),
-            None => Err(why.unwrap_or(Refusal::NoMirror)),
-        }
+        slot.fill_mirror(
+            |frames| Ok(Box::new(GpuMirror::new(card, frames, extent.bytes(), owner)?) as Box<dyn Mirror>),
+            |mirror, index| {
+                let mirror = GpuMirror::of(mirror);
+                if !mirror.is_on(card) {
+                    return Err(Refusal::Elsewhere);
+                }
+                let frame = frame.into(mirror.address(index), extent.element == Element::F16);
+                let launch = Launch { kernel, size: frame.size(), argument: &frame };
+                Ok(copies.gather_and_launch(sources, own, &launch)?)
+            },
+        )
     }
 }

@@ -15,6 +15,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::batch::ceiling;
 use crate::engine::{EngineError, EngineErrorKind, Memory};
@@ -248,6 +249,30 @@ pub fn held(gpu: u32) -> u64 {
         0 => 0,
         engines => engines.saturating_add(context(gpu)),
     }
+}
+
+/// Engines that are being loaded on each GPU.
+static LOADS: [AtomicUsize; GPUS] = [const { AtomicUsize::new(0) }; GPUS];
+
+/// While this is held, what an engine takes of this GPU is measured by what the GPU has left: nobody else of this process takes any.
+pub struct Load(&'static AtomicUsize);
+
+impl Load {
+    pub fn begin(gpu: u32) -> Self {
+        let loads = &LOADS[(gpu as usize).min(GPUS - 1)];
+        loads.fetch_add(1, Ordering::SeqCst);
+        Self(loads)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+pub fn is_loading(gpu: u32) -> bool {
+    LOADS[(gpu as usize).min(GPUS - 1)].load(Ordering::SeqCst) > 0
 }
 
 #[cfg(test)]

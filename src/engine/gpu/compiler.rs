@@ -19,6 +19,8 @@ use super::libraries;
 pub enum CompileError {
     #[error("NVIDIA's compiler {0} cannot be loaded; `pipelines/setup.sh --cuda` fetches it")]
     Absent(String),
+    #[error("NVIDIA's compiler {compiler} does not know GPUs of compute capability {}.{} any more; `pipelines/setup.sh --cuda=12` fetches one that does", gpu.0, gpu.1)]
+    Unknown { compiler: String, gpu: Capability },
     #[error("{call} of NVIDIA's compiler failed ({code}): {log}")]
     Failed { call: &'static str, code: c_int, log: String },
     #[error(transparent)]
@@ -75,31 +77,49 @@ impl Image {
 /// Compiles `source`, whose name is for messages, for GPUs of this kind. The compiler is looked for in `folder` first.
 ///
 /// # Errors
-/// Where there is none for a CUDA that the driver runs, or it refuses.
+/// Where there is none for a CUDA that the driver runs and for this GPU, or it refuses.
 pub fn compile(name: &str, source: &str, gpu: Capability, folder: &Path) -> Result<Image, CompileError> {
-    let api = open(driver::driver_version()? / 1000, folder)?;
-    let (kind, is_text) = api.target(gpu)?;
+    let (api, target) = find(driver::driver_version()? / 1000, gpu, folder)?;
     let program = Compiling::begin(&api, name, source)?;
-    program.compile(&format!("--gpu-architecture={kind}"))?;
-    program.image(is_text)
+    program.compile(&format!("--gpu-architecture={}", target.word))?;
+    program.image(target.is_text)
 }
 
 /// The oldest whose functions these are.
 const OLDEST: u32 = 12;
 
-/// A driver runs what was made by a compiler of its own CUDA, or an older one.
-fn open(newest: u32, folder: &Path) -> Result<Api, CompileError> {
-    let newest = newest.max(OLDEST);
-    let names = (OLDEST..=newest).rev().map(|major| format!("libnvrtc.so.{major}"));
-    let library = names.clone().find_map(|name| libraries::opened(&name, folder));
-    let name = || names.clone().collect::<Vec<_>>().join(" or ");
-    let library = library.ok_or_else(|| CompileError::Absent(name()))?;
-    Api::find(library).map_err(|lacks| CompileError::Absent(format!("{} with {lacks}", name())))
+/// A driver runs what was made by a compiler of its own CUDA, or an older one. What lies in the folder belongs to what is used there, and a
+/// newer compiler may not know an older GPU any more.
+fn find(newest: u32, gpu: Capability, folder: &Path) -> Result<(Api, Target), CompileError> {
+    let names: Vec<_> =
+        (OLDEST..=newest.max(OLDEST)).rev().map(|major| format!("libnvrtc.so.{major}")).collect();
+    let (own, others): (Vec<_>, Vec<_>) = names.iter().partition(|name| folder.join(name).exists());
+    let mut refusal = CompileError::Absent(names.join(" or "));
+    for name in own.into_iter().chain(others) {
+        let Some(library) = libraries::opened(name, folder) else { continue };
+        let found =
+            Api::find(library).map_err(|lacks| CompileError::Absent(format!("{name}, without {lacks},")));
+        match found.and_then(|api| Ok((api.target(gpu)?, api))) {
+            Ok((Some(target), api)) => return Ok((api, target)),
+            Ok((None, _)) => refusal = CompileError::Unknown { compiler: name.clone(), gpu },
+            Err(error) => refusal = error,
+        }
+    }
+    Err(refusal)
+}
+
+/// What is compiled for.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    /// The compiler's.
+    word: String,
+    /// For which the driver compiles the rest.
+    is_text: bool,
 }
 
 impl Api {
-    /// The compiler's word for the GPU, and whether that stands for text.
-    fn target(&self, gpu: Capability) -> Result<(String, bool), CompileError> {
+    /// `None` for a GPU that the compiler does not know any more.
+    fn target(&self, gpu: Capability) -> Result<Option<Target>, CompileError> {
         let mut count = 0;
         // SAFETY: it writes one number.
         self.outcome("nvrtcGetNumSupportedArchs", unsafe { (self.nvrtcGetNumSupportedArchs)(&mut count) })?;
@@ -115,13 +135,12 @@ impl Api {
     }
 }
 
-/// Of kinds that are known: 90 for 9.0. One that no compiler knows is its to refuse.
-fn target(known: &[c_int], gpu: Capability) -> (String, bool) {
+/// Of kinds that are known: 90 for 9.0.
+fn target(known: &[c_int], gpu: Capability) -> Option<Target> {
     let wanted = (gpu.0 * 10 + gpu.1) as c_int;
-    match known.iter().copied().filter(|kind| *kind <= wanted).max() {
-        Some(kind) if kind < wanted => (format!("compute_{kind}"), true),
-        _ => (format!("sm_{wanted}"), false),
-    }
+    let kind = known.iter().copied().filter(|kind| *kind <= wanted).max()?;
+    let is_text = kind < wanted;
+    Some(Target { word: format!("{}_{kind}", if is_text { "compute" } else { "sm" }), is_text })
 }
 
 /// Destroyed on drop.
@@ -210,9 +229,9 @@ mod tests {
             ((12, 0), "sm_120", false),
             ((12, 1), "compute_120", true),
             ((8, 8), "compute_86", true),
-            ((7, 0), "sm_70", false),
         ] {
-            assert_eq!(target(&known, gpu), (word.to_string(), is_text), "{gpu:?}");
+            assert_eq!(target(&known, gpu), Some(Target { word: word.to_string(), is_text }), "{gpu:?}");
         }
+        assert_eq!(target(&known, (7, 0)), None);
     }
 }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -96,6 +97,11 @@ static RECORDING: RwLock<()> = RwLock::new(());
 /// Nothing is recorded while this is held, by as many threads as like, or several times by one.
 pub fn quiet() -> RwLockReadGuard<'static, ()> {
     RECORDING.read_recursive()
+}
+
+/// For the process's exit, once nothing new is begun: waits up to `patience` for the calls in progress, as streaming threads make them.
+pub fn quiesce(patience: Duration) {
+    drop(RECORDING.try_write_for(patience));
 }
 
 /// A run may be recorded while this is held; `None` where something else is done on a GPU. Its thread calls nothing of this module
@@ -368,6 +374,10 @@ impl Card {
 
     fn enter(&self) -> Result<Current<'_>, DriverError> {
         let quiet = quiet();
+        // Before [`quiesce`], which waits for this, or after it.
+        if runtime::exiting() {
+            return Err(DriverError::refused("cuCtxPushCurrent_v2", "the process is exiting".into()));
+        }
         // SAFETY: the context is retained while the card lives; one that was destroyed nevertheless is an error.
         unsafe { call!(self.api, cuCtxPushCurrent_v2(self.context.0)) }?;
         Ok(Current { card: self, _quiet: quiet })
@@ -427,6 +437,11 @@ impl DeviceMemory {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether it lies in the card's context.
+    pub fn is_on(&self, card: &Card) -> bool {
+        self.card.context == card.context
     }
 }
 
