@@ -102,6 +102,9 @@ const ALIGNMENT: usize = 256;
 /// Most planes of a format.
 const MAX_PLANES: usize = 3;
 
+/// Of a frame's planes: where each begins among ours, and what is read of it.
+type Places<'a> = [Option<(usize, Span<'a>)>; MAX_PLANES];
+
 impl GpuConverter {
     /// For frames of `format` and a model's input of `model` pixels (width, height) on the GPU of this number. Compiles the kernel, which
     /// takes a moment, where the process has none for that GPU.
@@ -131,41 +134,17 @@ impl GpuConverter {
     /// # Errors
     /// Why it does not. The slot can still be filled on the host.
     pub fn convert(&mut self, planes: &[GpuPlane<'_>], slot: &mut TensorSlot) -> Result<(), Refusal> {
-        let count = self.format.pixel.planes();
-        let given = planes.len();
-        let planes = planes.get(..count).ok_or(Refusal::MissingPlane { needed: count, given })?;
-        let mut parts = [None; MAX_PLANES];
-        let mut end = 0;
-        for (index, (plane, part)) in planes.iter().zip(&mut parts).enumerate() {
-            let GpuPlane { memory, row_stride } = *plane;
-            let (needed, given) = (self.format.plane_bytes(index, row_stride), memory.bytes());
-            let rows = self.format.rows(index);
-            let rows_fit = row_stride >= self.format.row_bytes(index) || rows == 1;
-            let Some(memory) = memory.part(0..needed).filter(|_| rows_fit) else {
-                return Err(Refusal::PlaneTooSmall { plane: index, rows, row_stride, needed, given });
-            };
-            *part = Some((end, memory));
-            end = (end + needed).next_multiple_of(ALIGNMENT);
-        }
+        let (places, end) = self.lay_out(planes)?;
         let extent = slot.extent();
         let (width, height) = self.recipe.letterbox.model();
         let needed = 3 * width as usize * height as usize;
         if extent.len != needed {
             return Err(Refusal::TensorSize { needed, given: extent.len });
         }
-        let own = match self.planes.take() {
-            Some(own) if own.bytes() >= end => own,
-            // Gone before there is a larger one.
-            smaller => {
-                drop(smaller);
-                self.held.set(self.tables.bytes() as u64);
-                room::take(&self.card, &mut self.held, end as u64)?;
-                self.card.alloc(end)?
-            }
-        };
+        let own = self.own_planes(end)?;
         let own = &*self.planes.insert(own);
-        let sources = parts.into_iter().flatten().map(|(at, plane)| (at, Source::Foreign(plane)));
-        let starts = parts.map(|part| part.map_or(0, |(at, _)| own.address() + at as u64));
+        let sources = places.into_iter().flatten().map(|(at, plane)| (at, Source::Foreign(plane)));
+        let starts = places.map(|place| place.map_or(0, |(at, _)| own.address() + at as u64));
         let strides = std::array::from_fn(|index| planes.get(index).map_or(0, |plane| plane.row_stride));
         let frame = Frame::new(&self.recipe, &self.tables, starts, strides);
         let (card, owner, kernel, copies) = (&self.card, &self.owner, &self.kernel, &self.copies);
@@ -181,5 +160,38 @@ impl GpuConverter {
                 Ok(copies.gather_and_launch(sources, own, &launch)?)
             },
         )
+    }
+
+    /// What is read of each plane, with its place among ours, and where these end.
+    fn lay_out<'a>(&self, planes: &[GpuPlane<'a>]) -> Result<(Places<'a>, usize), Refusal> {
+        let (needed, given) = (self.format.pixel.planes(), planes.len());
+        let planes = planes.get(..needed).ok_or(Refusal::MissingPlane { needed, given })?;
+        let (mut places, mut end) = ([None; MAX_PLANES], 0);
+        for (index, (plane, place)) in planes.iter().zip(&mut places).enumerate() {
+            let GpuPlane { memory, row_stride } = *plane;
+            let (needed, given) = (self.format.plane_bytes(index, row_stride), memory.bytes());
+            let rows = self.format.rows(index);
+            let rows_fit = row_stride >= self.format.row_bytes(index) || rows == 1;
+            let Some(memory) = memory.part(0..needed).filter(|_| rows_fit) else {
+                return Err(Refusal::PlaneTooSmall { plane: index, rows, row_stride, needed, given });
+            };
+            *place = Some((end, memory));
+            end = (end + needed).next_multiple_of(ALIGNMENT);
+        }
+        Ok((places, end))
+    }
+
+    /// Memory for planes of so many bytes: that of the frame before, unless it is too small.
+    fn own_planes(&mut self, bytes: usize) -> Result<DeviceMemory, Refusal> {
+        if let Some(own) = self.planes.take().filter(|own| own.bytes() >= bytes) {
+            return Ok(own);
+        }
+        // What was too small is gone before there is more.
+        self.held.set(self.tables.bytes() as u64);
+        room::take(&self.card, &mut self.held, bytes as u64)?;
+        self.card.alloc(bytes).map_err(|error| {
+            self.held.set(self.tables.bytes() as u64);
+            error.into()
+        })
     }
 }
