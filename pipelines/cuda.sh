@@ -142,6 +142,8 @@ choose_cuda() { # ASKED
     "")
         # Where nothing is to be fetched, what is there must do.
         CUDA_MAJOR=$(fetched_cuda "$1")
+        [ -n "$CUDA_MAJOR" ] || [ "$1" != system ] ||
+            die "the loader finds no CUDA here (libcublasLt.so.13 or libcublasLt.so.12), and there is no NVIDIA driver that tells which it should be: install CUDA and cuDNN 9 first, or have them fetched with --cuda=13 or --cuda=12"
         [ -n "$CUDA_MAJOR" ] ||
             die "no NVIDIA driver is here (neither nvidia-smi nor libcuda.so.1): say --cuda=13 or --cuda=12 for the machine that this is meant for"
         ;;

@@ -38,7 +38,7 @@ FRAMES=$ASSETS/gpu/pictures-$SIZE.i420
 DEVICE=cuda:0 LONG=20000 SECONDS_EACH=2 PAIRS=3 BATCHES=(1 2 4 8 16 32) EACH=16 REHEARSAL=0
 CARD='' ROWS=() RATES=() NEED=() WITHOUT_ARENA=() FEWER=() STATUS=0
 
-usage() { sed -n '/^# /,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
+usage() { awk 'NR > 1 { if (!sub(/^# ?/, "")) exit; print }' "${BASH_SOURCE[0]}"; }
 
 has_gpu() {
     nvidia-smi -L 2>/dev/null | grep -q '^GPU' || compgen -G '/dev/nvidia[0-9]*' >/dev/null ||
@@ -57,6 +57,7 @@ build() {
     if [ -z "${CARGO_TARGET_DIR:-}" ] && ! is_writable "$ROOT/target"; then
         export CARGO_TARGET_DIR=$SCRATCH/target
     fi
+    say "building the plugin and the measuring program: some minutes, where they are not built" >&2
     # shellcheck source=benches/lib.sh
     . "$ROOT/benches/lib.sh"
     build_bench gpu
@@ -109,7 +110,7 @@ find_runtime_for_gpu() {
     if [ $REHEARSAL = 1 ] && in_repository; then
         ORT_DYLIB_PATH=$ASSETS/lib/libonnxruntime.so.1
     elif [ -z "${ORT_DYLIB_PATH:-}" ]; then
-        in_repository || die "ORT_DYLIB_PATH is not set: name the libonnxruntime.so.* that has CUDA"
+        in_repository || die "ORT_DYLIB_PATH is not set: name the libonnxruntime.so.* that has CUDA (any will do to rehearse)"
         lines=$("$ROOT/pipelines/setup.sh" --print-env --cuda) || exit
         eval "$lines"
     fi

@@ -114,6 +114,7 @@ if python3 -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null; then
     say "SKIPPED: setup_cuda: a driver is here: what is said without one"
 else
     expect "asks which CUDA without a driver" 1 "no NVIDIA driver is here" "--cuda=13 or --cuda=12" -- --cuda
+    expect "asks for the system's CUDA where there is neither" 1 "the loader finds no CUDA here" -- --cuda=system
     mkdir -p "$FETCHED/cuda12"
     touch "$FETCHED/cuda12/libonnxruntime.so.1.24.4"
     expect "prints lines for what is there without a driver" 0 "/cuda12/lib" "!run pipelines/setup.sh --cuda" -- --print-env --cuda

@@ -90,8 +90,9 @@ fn gpu_number(text: &str) -> Option<u32> {
 
 fn no_gpu(text: &str, name: &str) -> String {
     format!(
-        "device={text} names no GPU: after the colon stands its number, as CUDA counts them from 0 on (device={name}:1 for the \
-         second); device=auto takes the first one, or the CPU"
+        "device={text} names no GPU: after the colon stands its number, {} at most, as CUDA counts them from 0 on (device={name}:1 for \
+         the second); device=auto takes the first one, or the CPU",
+        MAX_GPUS - 1
     )
 }
 

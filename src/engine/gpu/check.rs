@@ -36,7 +36,13 @@ pub struct Library<'a> {
 pub fn check(device: &Device, library: Library<'_>) -> Result<(), EngineError> {
     let Some(number) = device.gpu() else { return Ok(()) };
     let visible = env::var(VISIBLE).ok();
-    let says = Says { device, library: library.file, visible: visible.as_deref(), is_wsl: is_wsl() };
+    let says = Says {
+        device,
+        library: library.file,
+        visible: visible.as_deref(),
+        is_wsl: is_wsl(),
+        has_gpu: machine_has_gpu(),
+    };
     let files = files(&says, &library)?;
     let no_start = |error| says.no_start(&error, files.major);
     let version = driver::driver_version().map_err(no_start)?;
@@ -135,6 +141,8 @@ struct Says<'a> {
     /// The variable's value, where it is set.
     visible: Option<&'a str>,
     is_wsl: bool,
+    /// As far as can be seen without the driver's library.
+    has_gpu: bool,
 }
 
 impl Says<'_> {
@@ -144,8 +152,11 @@ impl Says<'_> {
 
     fn no_provider(&self, what: &str, detail: &str) -> EngineError {
         let (device, library, provider) = (self.device, self.library.display(), self.provider());
+        // Or it would be fetched in vain.
+        let nor_driver =
+            if self.has_gpu { "" } else { ", and nothing here shows a GPU of NVIDIA's or its driver" };
         let message = format!(
-            "device={device} needs an ONNX Runtime with {provider}, and {library} {what}: {FETCH}; {OR_CPU}"
+            "device={device} needs an ONNX Runtime with {provider}, and {library} {what}{nor_driver}: {FETCH}; {OR_CPU}"
         );
         EngineError::new(EngineErrorKind::Library, message, detail)
     }
@@ -340,7 +351,7 @@ mod tests {
     const LIBRARY: &str = "/opt/ort/libonnxruntime.so.1";
 
     fn says(device: &Device) -> Says<'_> {
-        Says { device, library: Path::new(LIBRARY), visible: None, is_wsl: false }
+        Says { device, library: Path::new(LIBRARY), visible: None, is_wsl: false, has_gpu: true }
     }
 
     #[test]
