@@ -19,27 +19,6 @@ use gstyolodetect::preprocess::{
 };
 use gstyolodetect::tensor::{BatchTensor, Element, FrameExtent, Part};
 
-const FORMATS: [PixelFormat; 19] = [
-    PixelFormat::Nv12,
-    PixelFormat::Rgb,
-    PixelFormat::Bgr,
-    PixelFormat::Rgbx,
-    PixelFormat::Bgrx,
-    PixelFormat::Xrgb,
-    PixelFormat::Xbgr,
-    PixelFormat::Rgba,
-    PixelFormat::Bgra,
-    PixelFormat::Argb,
-    PixelFormat::Abgr,
-    PixelFormat::Gray8,
-    PixelFormat::I420,
-    PixelFormat::Yv12,
-    PixelFormat::Nv21,
-    PixelFormat::Yuy2,
-    PixelFormat::Uyvy,
-    PixelFormat::Y42b,
-    PixelFormat::Y444,
-];
 const MODEL: (u32, u32) = (48, 40);
 
 fn format(pixel: PixelFormat, width: u32, height: u32) -> FrameFormat {
@@ -111,10 +90,14 @@ fn the_kernel_does_what_the_processor_does() {
     let mut random = fastrand::Rng::with_seed(1);
     // Wider, higher, smaller than the model, of its very size, odd, and as thin as can be.
     let sizes = [(64, 36), (33, 71), (7, 5), (48, 40), (1, 1), (640, 2)];
-    for (index, pixel) in FORMATS.into_iter().enumerate() {
+    for (index, pixel) in PixelFormat::ALL.into_iter().enumerate() {
         for (width, height) in sizes {
-            for style in [InputStyle::ULTRALYTICS, InputStyle::YOLOX] {
-                let element = if index % 2 == 0 { Element::F32 } else { Element::F16 };
+            for (style, element) in [
+                (InputStyle::ULTRALYTICS, Element::F32),
+                (InputStyle::ULTRALYTICS, Element::F16),
+                (InputStyle::YOLOX, Element::F32),
+                (InputStyle::YOLOX, Element::F16),
+            ] {
                 let format = format(pixel, width, height);
                 let planes = noise(&format, index % 3 * 5, &mut random);
                 let on_gpu: Vec<_> =

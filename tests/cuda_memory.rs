@@ -72,6 +72,13 @@ impl Uploaded {
     fn warnings(&self) -> Vec<String> {
         self.posted.lock().warnings.clone()
     }
+
+    /// The one warning.
+    fn warning(&self) -> String {
+        let warnings = self.warnings();
+        let [warning] = &warnings[..] else { panic!("not one warning: {warnings:?}") };
+        warning.clone()
+    }
 }
 
 fn nv12(name: &str) -> gst::Sample {
@@ -167,8 +174,7 @@ fn without_the_compiler_the_host_reads_the_frames_after_one_warning() {
     for _ in 0..2 {
         compare("bus", &uploaded.step(&picture).boxes, &wanted, EXACT);
     }
-    let warnings = uploaded.warnings();
-    let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+    let warning = uploaded.warning();
     for words in ["copied to the host", "libnvrtc.so.13", "setup.sh --cuda"] {
         assert!(warning.contains(words), "no {words:?} in: {warning}");
     }
@@ -186,8 +192,7 @@ fn where_the_kernel_fails_the_host_reads_the_frames_from_then_on() {
         cuda_driver::control(control);
         compare("bus", &uploaded.step(&picture).boxes, &wanted, EXACT);
     }
-    let warnings = uploaded.warnings();
-    let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+    let warning = uploaded.warning();
     assert!(warning.contains("cuLaunchKernel"), "{warning}");
     // It was meant.
     cuda_driver::control(NO_DOWNLOAD);
@@ -213,8 +218,7 @@ fn an_engine_that_moves_to_the_cpu_takes_its_frames_along() {
     compare("bus", &out.boxes, &wanted, EXACT);
     assert_eq!(uploaded.detect.element().property::<Option<String>>("active-device").as_deref(), Some("cpu"));
     compare("bus", &uploaded.step(&picture).boxes, &wanted, EXACT);
-    let warnings = uploaded.warnings();
-    let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+    let warning = uploaded.warning();
     assert!(warning.contains("cpu runs the model"), "{warning}");
 }
 

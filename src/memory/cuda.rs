@@ -18,7 +18,7 @@ const LIBRARY: &str = "libgstcuda-1.0.so.0";
 /// `GST_MAP_READ | GST_MAP_CUDA`: the address of the GPU, for reading.
 const READ_ON_GPU: u32 = gst::ffi::GST_MAP_READ | 1 << 17;
 
-/// The public beginning of a `GstCudaMemory`, the same in all releases (1.22 to 1.28).
+/// The public beginning of a `GstCudaMemory`, as in 1.22 and 1.26.
 #[repr(C)]
 struct CudaMemory {
     memory: GstMemory,
@@ -29,12 +29,12 @@ struct CudaMemory {
 struct Api {
     is_cuda: unsafe extern "C" fn(*mut GstMemory) -> c_int,
     handle: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
-    sync: Sync,
+    wait: Wait,
     _library: Library,
 }
 
 /// How what is under way to a memory is waited for.
-enum Sync {
+enum Wait {
     /// Of releases since 1.24, whose memories know their streams.
     Memory(unsafe extern "C" fn(*mut GstMemory)),
     /// Earlier ones copy on the context's one stream, and do not always wait.
@@ -52,9 +52,9 @@ fn api() -> Option<&'static Api> {
         let library = unsafe { Library::open(Some(LIBRARY), RTLD_LAZY | libc::RTLD_NOLOAD) }.map_err(drop)?;
         // SAFETY: these are the types of the functions of these names in the library's headers.
         unsafe {
-            let sync = match library.get("gst_cuda_memory_sync") {
-                Ok(sync) => Sync::Memory(*sync),
-                Err(_) => Sync::Context {
+            let wait = match library.get("gst_cuda_memory_sync") {
+                Ok(sync) => Wait::Memory(*sync),
+                Err(_) => Wait::Context {
                     push: *library.get("gst_cuda_context_push").map_err(drop)?,
                     synchronize: *library.get("CuStreamSynchronize").map_err(drop)?,
                     pop: *library.get("gst_cuda_context_pop").map_err(drop)?,
@@ -63,7 +63,7 @@ fn api() -> Option<&'static Api> {
             Ok::<_, ()>(Api {
                 is_cuda: *library.get("gst_is_cuda_memory").map_err(drop)?,
                 handle: *library.get("gst_cuda_context_get_handle").map_err(drop)?,
-                sync,
+                wait,
                 _library: library,
             })
         }
@@ -144,9 +144,9 @@ impl<'a> CudaMap<'a> {
                 return Err("GStreamer does not map the frame's memory for CUDA".into());
             }
             let map = Self { memory, info, context };
-            match api.sync {
-                Sync::Memory(sync) => sync(start),
-                Sync::Context { push, synchronize, pop } => {
+            match api.wait {
+                Wait::Memory(sync) => sync(start),
+                Wait::Context { push, synchronize, pop } => {
                     if push(owner) == 0 {
                         return Err("GStreamer's context for CUDA cannot be entered".into());
                     }

@@ -77,6 +77,28 @@ const fn samples(
 const LUMA: Samples = samples(0, 1, &[0], FULL);
 
 impl PixelFormat {
+    pub const ALL: [Self; 19] = [
+        Self::Rgb,
+        Self::Bgr,
+        Self::Rgbx,
+        Self::Bgrx,
+        Self::Xrgb,
+        Self::Xbgr,
+        Self::Rgba,
+        Self::Bgra,
+        Self::Argb,
+        Self::Abgr,
+        Self::Gray8,
+        Self::I420,
+        Self::Yv12,
+        Self::Nv12,
+        Self::Nv21,
+        Self::Yuy2,
+        Self::Uyvy,
+        Self::Y42b,
+        Self::Y444,
+    ];
+
     /// How many planes a frame of this format has.
     pub fn planes(self) -> usize {
         match self {

@@ -8,27 +8,7 @@ use super::*;
 use half::f16;
 use proptest::prelude::*;
 
-const FORMATS: [PixelFormat; 19] = [
-    PixelFormat::Rgb,
-    PixelFormat::Bgr,
-    PixelFormat::Rgbx,
-    PixelFormat::Bgrx,
-    PixelFormat::Xrgb,
-    PixelFormat::Xbgr,
-    PixelFormat::Rgba,
-    PixelFormat::Bgra,
-    PixelFormat::Argb,
-    PixelFormat::Abgr,
-    PixelFormat::Gray8,
-    PixelFormat::I420,
-    PixelFormat::Yv12,
-    PixelFormat::Nv12,
-    PixelFormat::Nv21,
-    PixelFormat::Yuy2,
-    PixelFormat::Uyvy,
-    PixelFormat::Y42b,
-    PixelFormat::Y444,
-];
+const FORMATS: [PixelFormat; 19] = PixelFormat::ALL;
 const MATRICES: [Matrix; 5] = [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020, Matrix::Smpte240m, Matrix::Fcc];
 const FULL: Colorimetry = Colorimetry { matrix: Matrix::Bt601, range: Range::Full };
 const CENTERED: ChromaSite = ChromaSite { horizontal_cosited: false, vertical_cosited: false };
